@@ -1,0 +1,20 @@
+"""The line under every measurement: what it was measured on."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def machine() -> str:
+    """CPU model and cores (or the GPU), Python and torch, as one phrase."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        name = next((x.split(":", 1)[1].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    place = f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
+    if torch.accelerator.is_available() and torch.cuda.is_available():
+        place = torch.cuda.get_device_name()
+    return f"{place}; torch {torch.__version__}, Python {platform.python_version()}"

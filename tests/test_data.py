@@ -1,0 +1,122 @@
+"""The data set, the loader and the metrics, against torchvision and plain recomputation."""
+
+import hashlib
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision import transforms
+from torchvision.datasets import MNIST
+
+import common
+
+RAW = common.DATA_DIR / "MNIST" / "raw"
+
+
+@pytest.mark.parametrize(("archive", "md5"), MNIST.resources)
+def test_archives_are_the_official_ones(archive, md5):
+    assert hashlib.md5((RAW / archive).read_bytes()).hexdigest() == md5
+    assert md5 in (common.DATA_DIR / "README.md").read_text()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_values_are_those_of_torchvisions_transforms(centred, mnist):
+    steps = [transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
+    data = MNIST(common.DATA_DIR, train=False, transform=transforms.Compose(steps if centred else steps[:1]))
+    expected = torch.stack([image for image, _ in data])
+    images, labels = mnist[1]
+    ours = common.normalize(images, centred)
+    assert ours.shape == (10000, 1, 28, 28)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, expected)
+    assert torch.equal(labels, torch.tensor([label for _, label in data]))
+
+
+def numbered(n, size, seed=None):
+    """A loader of n images, each filled with its own index, which is its label too."""
+    labels = torch.arange(n)
+    images = labels.float().view(n, 1, 1, 1).expand(n, 1, 28, 28)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return common.Loader(images, labels, size, generator)
+
+
+def order(loader):
+    return torch.cat([labels for _, labels in loader]).tolist()
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize(("n", "size", "sizes"), [(10, 4, [4, 4, 2]), (9, 4, [4, 4, 1]), (8, 4, [4, 4]), (3, 9, [3])])
+def test_every_batch_comes_the_short_last_one_too(n, size, sizes, seed):
+    loader = numbered(n, size, seed)
+    batches = list(loader)
+    assert [len(labels) for _, labels in batches] == sizes
+    assert len(loader) == len(sizes)
+    for images, labels in batches:
+        assert images.shape == (len(labels), 1, 28, 28)
+        assert images.dtype == torch.float32
+        assert torch.equal(images[:, 0, 0, 0].long(), labels)
+    assert sorted(order(loader)) == list(range(n))
+
+
+def test_order_follows_the_seed_and_changes_each_epoch():
+    a, b, c = numbered(1000, 7, 1), numbered(1000, 7, 1), numbered(1000, 7, 2)
+    first, second = order(a), order(a)
+    assert first != second
+    assert [first, second] == [order(b), order(b)]
+    assert order(c) != first
+    assert sorted(second) == list(range(1000))
+
+
+def test_without_a_generator_the_order_is_the_given_one():
+    loader = numbered(100, 7)
+    assert order(loader) == order(loader) == list(range(100))
+
+
+def test_score_is_the_mean_over_samples_not_over_batches():
+    torch.manual_seed(0)
+    output, label = torch.randn(130, 10), torch.randint(10, (130,))
+    seen = list(zip(output.split(64), label.split(64)))  # 64, 64 and 2
+    loss, accuracy = common.score(seen)
+    probability = output.double().exp() / output.double().exp().sum(1, keepdim=True)
+    expected = sum(-probability[k, label[k]].log().item() for k in range(130)) / 130
+    hits = sum(int(output[k].tolist().index(max(output[k].tolist())) == label[k]) for k in range(130))
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert accuracy == pytest.approx(hits / 130, abs=1e-7)
+    by_batch = sum(F.cross_entropy(o, y).item() for o, y in seen) / 3
+    assert abs(by_batch - loss) > 1e-3  # the tutorials' average is another number
+
+
+def test_report_counts_digit_by_digit(capsys):
+    label = torch.tensor([0] * 100 + [1] * 3 + [9])
+    answer = label.clone()
+    answer[0], answer[100] = 5, 2
+    common.report([(F.one_hot(answer, 10).float(), label)])
+    out = capsys.readouterr().out
+    assert "The test accuracy of  0 is : 99% (99/100)\n" in out
+    assert "The test accuracy of  1 is : 66% ( 2/ 3)\n" in out
+    assert "The test accuracy of  2 is : None ( 0/ 0)\n" in out
+    assert "The test accuracy of  9 is : 100% ( 1/ 1)\n" in out
+    assert out.endswith("\nTest Accuracy (Overall): 98.08% (102/104)\n")
+    assert re.match(r"Test Loss: \d\.\d{6}\n\n", out)
+
+
+def test_epoch_line_is_the_tutorials_to_the_letter():
+    numbers = dict(epoch=9, train_loss=0.063089, train_acc=0.981093, valid_loss=0.066984, valid_acc=0.980716)
+    assert common.epoch_line({**numbers, "seconds": 9.97}) == (
+        "Epoch 9. Train Loss: 0.063089, Train Acc: 0.981093, Valid Loss: 0.066984, Valid Acc: 0.980716, Time 00:00:09"
+    )
+    assert common.epoch_line({**numbers, "seconds": 3725.0}).endswith("Time 01:02:05")
+
+
+def test_denormals_are_flushed_in_every_thread():
+    """In a process of its own, since threads take the mode when they start."""
+    import subprocess
+    import sys
+
+    code = (
+        "import torch; torch.set_num_threads(4); import common; common.set_up(common.parser('').parse_args([]));"
+        "x = torch.full((1 << 22,), 1e-30); print((x * 1e-10).count_nonzero().item())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=common.DATA_DIR.parent, capture_output=True, text=True)
+    assert out.stdout == "0\n", out.stderr
