@@ -1,35 +1,30 @@
-"""What both scripts need: the data on the device, accuracy, set-up, shared flags, clean exits."""
+"""What both scripts need: shared flags, set-up, accuracy, records of a run, clean exits."""
 
 import argparse
 import contextlib
 import ctypes
-import importlib.metadata
+import errno
 import inspect
 import json
 import math
+import os
+import signal
 import statistics
 import sys
 import time
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-
-try:
-    from torchvision.datasets import MNIST
-except (ImportError, RuntimeError, AttributeError) as error:  # "operator torchvision::nms does not exist" and its kin
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "torchvision"))
-    raise SystemExit(
-        f"{versions} do not fit together ({str(error).splitlines()[0]}); "
-        "install a pair made for each other: pip install --force-reinstall torch torchvision"
-    ) from None
+from tqdm import tqdm
 
 DATA_DIR = Path(__file__).resolve().parent / "data"
 
 
-def set_up(args: argparse.Namespace) -> torch.device:
-    """Prepare the process for training: allocator, denormals, line-wise output; return the device of `--device`.
+def set_up(args: argparse.Namespace) -> None:
+    """Prepare the process for training: allocator, denormals, output line by line, and the files to be written.
 
     Call it before the first tensor is computed: threads inherit the processor's denormal mode when they start.
     """
@@ -37,7 +32,69 @@ def set_up(args: argparse.Namespace) -> torch.device:
     keep_freed_memory()
     # Gates saturate: products of small numbers fall under 1e-38, where the processor is many times slower.
     torch.set_flush_denormal(True)
-    return args.device
+    for file in filter(None, (args.save_model, args.checkpoint, args.log)):
+        check_writable(file)
+    if args.plot:
+        check_writable(args.plot / "curves.png")
+
+
+def check_writable(file: Path) -> None:
+    """Make the file's folder and try that a file can be written there; SystemExit with one line if not.
+
+    Training can take hours; a path that cannot be written is better found before it.
+    """
+    if file.is_dir():
+        raise SystemExit(f"{file}: is a folder; name a file in it")
+    if file.exists() and not file.is_file():
+        raise SystemExit(f"{file}: is no regular file; name another")
+    trial = file.with_name(f".{file.name}.trial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(trial, "wb") as f:
+            f.write(bytes(1 << 20))
+            f.flush()
+            os.fsync(f.fileno())
+        if file.exists():
+            open(file, "ab").close()
+    except OSError as error:
+        raise SystemExit(f"{file}: cannot be written ({error.strerror}); name a place that can") from None
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def clean_exit(args: argparse.Namespace):
+    """End what stops a run from outside in one line: Ctrl-C with status 130, SIGTERM with 143, a closed pipe with 141.
+
+    A machine that fails (memory, a full disk) ends it with status 1. What the last whole epoch left stays.
+    """
+
+    def stop(*_):
+        raise KeyboardInterrupt("terminated", 143)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        how, status = error.args or ("interrupted", 130)
+        kept = "nothing is kept (--checkpoint FILE keeps each epoch)"
+        if args.checkpoint:
+            kept = f"the same command goes on after the last whole epoch, from {args.checkpoint}"
+        print(f"{how}: {kept}", file=sys.stderr)
+        raise SystemExit(status) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        raise SystemExit(141) from None
+    except OSError as error:
+        raise SystemExit(f"stopped: {error}") from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        reason = (str(error).splitlines() or ["out of memory"])[0]
+        raise SystemExit(f"stopped: {reason}; lower --batch-size or --test-batch-size") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def keep_freed_memory() -> None:
@@ -114,12 +171,26 @@ def parser(doc: str) -> argparse.ArgumentParser:
     p.add_argument("--seed", type=whole(0, 2**63 - 1), default=1, metavar="S", help="everything random (default: 1)")
     p.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
     p.add_argument("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="a torchvision MNIST root")
+    p.add_argument("--bf16", action="store_true", help="bfloat16 autocast in training")
     p.add_argument("--dry-run", action="store_true", help="one batch of training, one of test")
     p.add_argument("--log-interval", type=whole(0), metavar="N", help="a line every N steps (default: the tutorial's)")
     p.add_argument("--save-model", type=Path, metavar="FILE", help="write the trained state_dict")
     p.add_argument("--load-model", type=Path, metavar="FILE", help="start from it; with --epochs 0: evaluate it")
+    p.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="kept after each epoch; where it exists, go on from it"
+    )
+    p.add_argument("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each")
     p.add_argument("--log", type=Path, metavar="FILE", help="append one JSON object an epoch")
+    p.add_argument("--plot", type=Path, metavar="DIR", help="write the pictures there")
     return p
+
+
+def parse(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The command line, checked as a whole; SystemExit with status 2 and one line where flags do not go together."""
+    args = p.parse_args(argv)
+    if args.predict and not args.load_model:
+        p.error("--predict needs --load-model FILE, the trained model")
+    return args
 
 
 def override(recipe: dict, args: argparse.Namespace) -> SimpleNamespace:
@@ -131,63 +202,6 @@ def override(recipe: dict, args: argparse.Namespace) -> SimpleNamespace:
     return settings
 
 
-class Loader:
-    """Batches `(images (B, 1, 28, 28) float32, labels (B,) int64)` of a data set that lives on the device.
-
-    With a generator each pass is in a fresh random order, without one in the given order; the last batch may be short.
-    """
-
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int, generator=None):
-        self.images, self.labels, self.batch_size, self.generator = images, labels, batch_size, generator
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
-
-    def __iter__(self):
-        size, images, labels = self.batch_size, self.images, self.labels
-        if self.generator is None:
-            yield from zip(images.split(size), labels.split(size))
-            return
-        # Indexing costs as much for one small batch as for many: gather several batches, then cut them apart.
-        for index in torch.randperm(len(labels), generator=self.generator).to(labels.device).split(32 * size):
-            yield from zip(images[index].split(size), labels[index].split(size))
-
-
-def loaders(settings: SimpleNamespace, args: argparse.Namespace) -> tuple[Loader, Loader]:
-    """The training loader, shuffled from `--seed`, and the test loader; one batch in each with `--dry-run`."""
-    both = []
-    generator = torch.Generator().manual_seed(args.seed)
-    train, test = read_mnist(args.data_dir)
-    for (images, labels), size, order in (
-        (train, settings.batch_size, generator),
-        (test, settings.test_batch_size, None),
-    ):
-        if args.dry_run:
-            images, labels = images[:size], labels[:size]
-        images = normalize(images.to(args.device), settings.normalize)
-        both.append(Loader(images, labels.to(args.device), size, order))
-    return tuple(both)
-
-
-def normalize(images: torch.Tensor, centred: bool) -> torch.Tensor:
-    """Bytes `(N, 28, 28)` as float32 `(N, 1, 28, 28)`: `ToTensor()`, and `Normalize([0.5], [0.5])` if `centred`."""
-    images = images[:, None].float().div_(255)
-    return images.sub_(0.5).div_(0.5) if centred else images
-
-
-def read_mnist(root: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Training and test set of a torchvision MNIST root: bytes `(N, 28, 28)` and int64 labels `(N,)` each.
-
-    Raises SystemExit with one line where the files are missing or wrong.
-    """
-    raw = root / "MNIST" / "raw"
-    try:
-        sets = [MNIST(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        raise SystemExit(f"{raw}: cannot read MNIST: {' '.join(str(error).split())}") from None
-    return [(s.data, s.targets) for s in sets]
-
-
 def optimizer(name: str, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
     """`torch.optim`'s optimizer of that name over the model's parameters, in its variant with the fewest kernels."""
     kind = getattr(torch.optim, name)
@@ -195,7 +209,7 @@ def optimizer(name: str, model: torch.nn.Module, lr: float) -> torch.optim.Optim
     return kind(model.parameters(), lr=lr, **{variant: True})
 
 
-def evaluate(model: torch.nn.Module, loader: Loader) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def evaluate(model: torch.nn.Module, loader) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The model's outputs and the labels, batch by batch, without gradients; what `score` and `report` take."""
     model.eval()
     with torch.no_grad():
@@ -210,43 +224,82 @@ def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
     return tuple(torch.stack((loss, accuracy)).tolist())
 
 
-def running(epoch: int, epochs: int, step: int, seen, model, loader: Loader) -> str:
+def progress(loader, epoch: int, seen: list):
+    """The loader's batches under a progress bar with the loss and accuracy of what `seen` holds; on a terminal only."""
+    with tqdm(total=len(loader), desc=f"Epoch {epoch}", leave=False, disable=None) as bar:
+        if bar.disable:
+            yield from loader
+            return
+        for batch in loader:
+            yield batch
+            if bar.update():  # true when the bar was drawn, some ten times a second
+                loss, accuracy = score(seen)
+                bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.4f}", refresh=False)
+
+
+def autocast(args: argparse.Namespace):
+    """What to open around a training step: bfloat16 autocast with `--bf16`, else nothing."""
+    if args.bf16:
+        return lambda: torch.autocast(args.device.type, torch.bfloat16)
+    return contextlib.nullcontext
+
+
+def running(epoch: int, epochs: int, step: int, seen, model, loader) -> str:
     """004's line within an epoch: loss and accuracy of the epoch's training samples so far."""
     loss, accuracy = score(seen)
     return f"[{epoch + 1}/{epochs}] Loss: {loss:.6f}, Acc: {accuracy:.6f}"
 
 
 def describe(script: str, name: str, model: torch.nn.Module, recipe: SimpleNamespace, args, **more) -> dict:
-    """Print the line before training and return what identifies the run in every record of `--log`."""
+    """Print the line before training and return what identifies the run in `--log` and `--checkpoint`."""
     parameters = sum(p.numel() for p in model.parameters())
     kind = " ".join([type(model).__name__, *more.values()])
     print(
         f"{name}: {kind}, {parameters:,} parameters, {recipe.optimizer} lr {recipe.lr:g}, "
         f"batch {recipe.batch_size}, {recipe.epochs} epochs, {args.device}, seed {args.seed}"
     )
+    settings = {key: getattr(recipe, key) for key in ("optimizer", "lr", "batch_size", "test_batch_size", "normalize")}
     run = {"script": Path(script).name, "recipe": name, **more, "seed": args.seed, "device": str(args.device)}
-    return {**run, "lr": recipe.lr, "batch_size": recipe.batch_size, "parameters": parameters}
+    run |= {**settings, "bf16": args.bf16, "dry_run": args.dry_run, "parameters": parameters}
+    return {**run, "run": uuid.uuid4().hex[:12]}
 
 
 def record(run: dict, epoch: int, seen, valid, start: float) -> dict:
-    """An epoch of a run as `--log` writes it: loss and accuracy over samples, and the seconds since `start`."""
+    """An epoch of a run as `--log` writes it: loss and accuracy over samples, and the seconds since `start`.
+
+    Raises SystemExit with one line where a loss is not finite.
+    """
     (train_loss, train_acc), (valid_loss, valid_acc) = score(seen), score(valid)
-    return {
-        **run,
-        "epoch": epoch,
-        "train_loss": train_loss,
-        "train_acc": train_acc,
-        "valid_loss": valid_loss,
-        "valid_acc": valid_acc,
-        "seconds": time.perf_counter() - start,
-    }
+    seconds = time.perf_counter() - start
+    if not math.isfinite(train_loss + valid_loss):
+        losses = [F.cross_entropy(output.float(), label).item() for output, label in seen]
+        step = next((k for k, loss in enumerate(losses, 1) if not math.isfinite(loss)), len(seen))
+        raise SystemExit(f"epoch {epoch}, step {step}: the loss is not finite; lower --lr (it is {run['lr']:g})")
+    scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
+    return {**run, "epoch": epoch, **scores, "seconds": seconds}
+
+
+def complete_log(path: Path, history: list[dict]) -> None:
+    """Append what a log lacks of a run that goes on: a kill may have come between checkpoint and log."""
+    have = set()
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            logged = json.loads(line)
+            have.add((logged.get("run"), logged.get("epoch")))
+    append_log(path, [r for r in history if (r["run"], r["epoch"]) not in have])
 
 
 def append_log(path: Path, records: list[dict]) -> None:
-    """Append records to a file, one JSON object a line, in a single write."""
-    lines = "".join(json.dumps(r) + "\n" for r in records)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(lines)
+    """Append records to a file, one JSON object a line, in a single write; all of it or nothing."""
+    data = "".join(json.dumps(r) + "\n" for r in records).encode()
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(file).st_size
+        if os.write(file, data) < len(data):
+            os.ftruncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(file)
 
 
 def table(rows: list[tuple[dict, list[dict]]]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 import checkpoint
 import common
+import mnist
 
 
 class EquationsLSTM(nn.Module):
@@ -132,19 +133,32 @@ def train(name, args):
     model = recipe.model(28, recipe.hidden, recipe.layers, 10, CELLS[args.cell]).to(args.device)
     if args.load_model:
         checkpoint.load_model(args.load_model, model)
-    train_loader, test_loader = common.loaders(recipe, args)
+    if args.predict:
+        answers = mnist.predict(model, args.predict, recipe.normalize)
+        if args.plot:
+            import plots
+
+            plots.predictions(args.plot, answers)
+        raise SystemExit(len(answers) < len(args.predict))
+    train_loader, test_loader = mnist.loaders(recipe, args)
     criterion = nn.CrossEntropyLoss()
     optimizer = common.optimizer(recipe.optimizer, model, recipe.lr)
+    autocast = common.autocast(args)
     run = common.describe(__file__, name, model, recipe, args, cell=args.cell)
     history, valid = [], None
+    if args.checkpoint:
+        run, history = checkpoint.resume(args.checkpoint, run, model, optimizer, train_loader.generator, recipe.epochs)
+        if args.log:
+            common.complete_log(args.log, history)
 
-    for epoch in range(recipe.epochs):
+    for epoch in range(len(history), recipe.epochs):
         start = time.perf_counter()
         model.train()
         seen = []
-        for step, (image, label) in enumerate(train_loader, 1):
-            output = model(image)
-            loss = criterion(output, label)
+        for step, (image, label) in enumerate(common.progress(train_loader, epoch, seen), 1):
+            with autocast():
+                output = model(image)
+                loss = criterion(output, label)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -154,12 +168,19 @@ def train(name, args):
         valid = common.evaluate(model, test_loader)
         history.append(common.record(run, epoch, seen, valid, start))
         print(common.epoch_line(history[-1]))
+        if args.checkpoint:
+            checkpoint.save_checkpoint(args.checkpoint, model, optimizer, train_loader.generator, run, history)
         if args.log:
             common.append_log(args.log, history[-1:])
 
-    common.report(valid or common.evaluate(model, test_loader))
+    valid = valid or common.evaluate(model, test_loader)
+    common.report(valid)
     if args.save_model:
-        checkpoint.save_model(args.save_model, model)
+        checkpoint.save(args.save_model, model.state_dict())
+    if args.plot:
+        import plots
+
+        plots.run(args.plot, train_loader, test_loader, history, valid)
     return run, history
 
 
@@ -171,14 +192,15 @@ def main(argv=None):
     parser.add_argument(
         "--cell", choices=CELLS, default="lstm", help="equations: the LSTM written out from 004's gates"
     )
-    args = parser.parse_args(argv)
+    args = common.parse(parser, argv)
     names = list(RECIPES) if "all" in args.recipe else list(dict.fromkeys(args.recipe))
-    if len(names) > 1 and (args.save_model or args.load_model):
-        parser.error("--save-model and --load-model name one file: give one --recipe")
-    common.set_up(args)
-    rows = [train(name, args) for name in names]
-    if len(rows) > 1:
-        common.table(rows)
+    if len(names) > 1 and (args.save_model or args.load_model or args.checkpoint or args.predict):
+        parser.error("--save-model, --load-model, --checkpoint and --predict go with one --recipe, not several")
+    with common.clean_exit(args):
+        common.set_up(args)
+        rows = [train(name, args) for name in names]
+        if len(rows) > 1:
+            common.table(rows)
 
 
 if __name__ == "__main__":

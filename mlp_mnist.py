@@ -14,6 +14,7 @@ from torch import nn
 
 import checkpoint
 import common
+import mnist
 
 
 class Net(nn.Module):
@@ -44,19 +45,32 @@ def train(args):
     model = Net().to(args.device)
     if args.load_model:
         checkpoint.load_model(args.load_model, model)
-    train_loader, test_loader = common.loaders(recipe, args)
+    if args.predict:
+        answers = mnist.predict(model, args.predict, recipe.normalize)
+        if args.plot:
+            import plots
+
+            plots.predictions(args.plot, answers)
+        raise SystemExit(len(answers) < len(args.predict))
+    train_loader, test_loader = mnist.loaders(recipe, args)
     criterion = nn.CrossEntropyLoss()
     optimizer = common.optimizer(recipe.optimizer, model, recipe.lr)
+    autocast = common.autocast(args)
     run = common.describe(__file__, "mlp", model, recipe, args)
-    valid = None
+    history, valid = [], None
+    if args.checkpoint:
+        run, history = checkpoint.resume(args.checkpoint, run, model, optimizer, train_loader.generator, recipe.epochs)
+        if args.log:
+            common.complete_log(args.log, history)
 
-    for epoch in range(recipe.epochs):
+    for epoch in range(len(history), recipe.epochs):
         start = time.perf_counter()
         model.train()
         seen = []
-        for step, (image, label) in enumerate(train_loader, 1):
-            output = model(image)
-            loss = criterion(output, label)
+        for step, (image, label) in enumerate(common.progress(train_loader, epoch, seen), 1):
+            with autocast():
+                output = model(image)
+                loss = criterion(output, label)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -64,21 +78,29 @@ def train(args):
             if recipe.log_interval and step % recipe.log_interval == 0:
                 print(common.running(epoch, recipe.epochs, step, seen, model, test_loader))
         valid = common.evaluate(model, test_loader)
-        record = common.record(run, epoch, seen, valid, start)
-        print(common.epoch_line(record))
+        history.append(common.record(run, epoch, seen, valid, start))
+        print(common.epoch_line(history[-1]))
+        if args.checkpoint:
+            checkpoint.save_checkpoint(args.checkpoint, model, optimizer, train_loader.generator, run, history)
         if args.log:
-            common.append_log(args.log, [record])
+            common.append_log(args.log, history[-1:])
 
-    common.report(valid or common.evaluate(model, test_loader))
+    valid = valid or common.evaluate(model, test_loader)
+    common.report(valid)
     if args.save_model:
-        checkpoint.save_model(args.save_model, model)
+        checkpoint.save(args.save_model, model.state_dict())
+    if args.plot:
+        import plots
+
+        plots.run(args.plot, train_loader, test_loader, history, valid)
 
 
 def main(argv=None):
-    args = common.parser(__doc__).parse_args(argv)
-    common.set_up(args)
-    torch.set_num_threads(1)  # products this small are slower, and their times erratic, when cores share them
-    train(args)
+    args = common.parse(common.parser(__doc__), argv)
+    with common.clean_exit(args):
+        common.set_up(args)
+        torch.set_num_threads(1)  # products this small are slower, and their times erratic, when cores share them
+        train(args)
 
 
 if __name__ == "__main__":

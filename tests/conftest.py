@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import common
+import mnist
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,9 +24,9 @@ def _threads():
 
 
 @pytest.fixture(scope="session")
-def mnist():
+def digits():
     """`[(train images, labels), (test images, labels)]`, bytes."""
-    return common.read_mnist(common.DATA_DIR)
+    return mnist.read_mnist(common.DATA_DIR)
 
 
 def write_idx(path: Path, array: torch.Tensor) -> None:
@@ -45,16 +46,16 @@ def write_mnist(root: Path, train, test) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small(mnist, tmp_path_factory):
+def small(digits, tmp_path_factory):
     """A data folder with the first 6000 training and 1010 test images."""
-    (x, y), (xt, yt) = mnist
+    (x, y), (xt, yt) = digits
     return write_mnist(tmp_path_factory.mktemp("small"), (x[:6000], y[:6000]), (xt[:1010], yt[:1010]))
 
 
 @pytest.fixture(scope="session")
-def tiny(mnist, tmp_path_factory):
+def tiny(digits, tmp_path_factory):
     """A data folder with the first 250 training and 110 test images."""
-    (x, y), (xt, yt) = mnist
+    (x, y), (xt, yt) = digits
     return write_mnist(tmp_path_factory.mktemp("tiny"), (x[:250], y[:250]), (xt[:110], yt[:110]))
 
 

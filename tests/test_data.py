@@ -10,6 +10,7 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 import common
+import mnist
 
 RAW = common.DATA_DIR / "MNIST" / "raw"
 
@@ -21,12 +22,12 @@ def test_archives_are_the_official_ones(archive, md5):
 
 
 @pytest.mark.parametrize("centred", [False, True])
-def test_values_are_those_of_torchvisions_transforms(centred, mnist):
+def test_values_are_those_of_torchvisions_transforms(centred, digits):
     steps = [transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
     data = MNIST(common.DATA_DIR, train=False, transform=transforms.Compose(steps if centred else steps[:1]))
     expected = torch.stack([image for image, _ in data])
-    images, labels = mnist[1]
-    ours = common.normalize(images, centred)
+    images, labels = digits[1]
+    ours = mnist.normalize(images, centred)
     assert ours.shape == (10000, 1, 28, 28)
     assert ours.dtype == torch.float32
     assert torch.equal(ours, expected)
@@ -38,7 +39,7 @@ def numbered(n, size, seed=None):
     labels = torch.arange(n)
     images = labels.float().view(n, 1, 1, 1).expand(n, 1, 28, 28)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return common.Loader(images, labels, size, generator)
+    return mnist.Loader(images, labels, size, generator)
 
 
 def order(loader):
