@@ -10,6 +10,7 @@ import time
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import checkpoint
 import common
@@ -164,14 +165,14 @@ def train(name, args):
             optimizer.step()
             seen.append((output.detach(), label))
             if recipe.log_interval and step % recipe.log_interval == 0:
-                print(recipe.log_line(epoch, recipe.epochs, step, seen, model, test_loader))
+                tqdm.write(recipe.log_line(epoch, recipe.epochs, step, seen, model, test_loader))
         valid = common.evaluate(model, test_loader)
         history.append(common.record(run, epoch, seen, valid, start))
-        print(common.epoch_line(history[-1]))
         if args.checkpoint:
             checkpoint.save_checkpoint(args.checkpoint, model, optimizer, train_loader.generator, run, history)
         if args.log:
             common.append_log(args.log, history[-1:])
+        print(common.epoch_line(history[-1]))
 
     valid = valid or common.evaluate(model, test_loader)
     common.report(valid)

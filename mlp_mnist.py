@@ -11,6 +11,7 @@ import time
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import checkpoint
 import common
@@ -76,14 +77,14 @@ def train(args):
             optimizer.step()
             seen.append((output.detach(), label))
             if recipe.log_interval and step % recipe.log_interval == 0:
-                print(common.running(epoch, recipe.epochs, step, seen, model, test_loader))
+                tqdm.write(common.running(epoch, recipe.epochs, step, seen, model, test_loader))
         valid = common.evaluate(model, test_loader)
         history.append(common.record(run, epoch, seen, valid, start))
-        print(common.epoch_line(history[-1]))
         if args.checkpoint:
             checkpoint.save_checkpoint(args.checkpoint, model, optimizer, train_loader.generator, run, history)
         if args.log:
             common.append_log(args.log, history[-1:])
+        print(common.epoch_line(history[-1]))
 
     valid = valid or common.evaluate(model, test_loader)
     common.report(valid)

@@ -164,7 +164,7 @@ def read_picture(path: Path) -> torch.Tensor:
     if not ink.max() > 0:
         raise ValueError("is all one colour, there is no digit in it")
     ink /= ink.max()
-    rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((ink > 0.15).any(axis)) for axis in (1, 0))
     digit = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     scale = 20 / max(digit.size)
     digit = np.asarray(digit.resize([max(1, round(scale * side)) for side in digit.size], Image.Resampling.BILINEAR))

@@ -39,7 +39,7 @@ def digits(images: torch.Tensor, titles: list[str], columns: int = 10) -> Figure
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.75 * rows), layout="constrained")
     for axes, image, title in zip(figure.subplots(rows, columns, squeeze=False).flat, images.cpu(), titles):
-        axes.imshow(image, cmap="gray")
+        axes.imshow(image.numpy(), cmap="gray")
         axes.set_title(title, fontsize=11)
     for axes in figure.axes:
         axes.axis("off")
@@ -70,7 +70,7 @@ def confusion(label: torch.Tensor, answer: torch.Tensor) -> Figure:
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     figure = Figure(figsize=(7, 6.4), layout="constrained")
     axes = figure.subplots()
-    shade = axes.imshow(share.sqrt(), cmap="Blues", vmin=0, vmax=1)  # the root lets rare mistakes show
+    shade = axes.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)  # the root lets rare mistakes show
     for row in range(10):
         for column in range(10):
             if counts[row, column]:
@@ -111,10 +111,10 @@ def predictions(folder: Path, answers) -> None:
     figure = Figure(figsize=(7.5, 1.9 * len(answers)), layout="constrained")
     grid = figure.subplots(len(answers), 2, squeeze=False, width_ratios=[1, 3])
     for (picture, bars), (path, image, probability) in zip(grid, answers):
-        picture.imshow(image, cmap="gray")
+        picture.imshow(image.numpy(), cmap="gray")
         picture.axis("off")
         picture.set_title(path.name if len(path.name) < 26 else f"…{path.name[-24:]}", fontsize=9)
-        bars.bar(range(10), probability, color=COLOURS[0])
+        bars.bar(range(10), probability.numpy(), color=COLOURS[0])
         bars.set(xticks=range(10), ylim=(0, 1), ylabel="probability")
     grid[-1, 1].set_xlabel("digit")
     save(figure, folder / "predictions.png")

@@ -1,0 +1,131 @@
+"""--checkpoint and --log: a run that was cut off ends as the one that was not."""
+
+import json
+import re
+import signal
+
+import pytest
+import torch
+from conftest import call, start
+
+import checkpoint
+import lstm_mnist
+import mlp_mnist
+
+RUNS = [("mlp_mnist.py", mlp_mnist.main, []), ("lstm_mnist.py", lstm_mnist.main, ["--recipe", "last-hidden"])]
+
+
+def epochs(text):
+    """The epoch lines of an output without what the clock decides."""
+    return [re.sub(r", Time .*", "", line) for line in text.splitlines() if line.startswith("Epoch")]
+
+
+def same(a, b):
+    """Whether two files hold the same state_dict, to the last bit."""
+    a, b = (torch.load(file, weights_only=True) for file in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("script", "main", "recipe"), RUNS)
+def test_continued_run_equals_the_uninterrupted_one(script, main, recipe, tiny, tmp_path, capsys):
+    def run(epochs, *flags):
+        files = ["--save-model", str(tmp_path / f"{flags[-1]}.pth")] if flags else []
+        main([*recipe, "--data-dir", str(tiny), "--epochs", str(epochs), "--log-interval", "0", *flags[:-1], *files])
+        return capsys.readouterr().out
+
+    kept = ["--checkpoint", str(tmp_path / "c.pt"), "--log", str(tmp_path / "log.jsonl")]
+    whole = run(4, "whole")
+    first = run(2, *kept, "part")
+    second = run(4, *kept, "continued")
+    assert epochs(first) + epochs(second) == epochs(whole)
+    assert f"{tmp_path / 'c.pt'}: going on after epoch 1\n" in second
+    assert second[second.index("Test Loss") :] == whole[whole.index("Test Loss") :]
+    assert same(tmp_path / "whole.pth", tmp_path / "continued.pth")
+    assert not same(tmp_path / "whole.pth", tmp_path / "part.pth")
+    before = (tmp_path / "c.pt").read_bytes()
+    for fewer in (4, 3):
+        done = run(fewer, *kept, "done")
+        assert "complete, 4 epochs" in done
+        assert epochs(done) == []
+        assert done[done.index("Test Loss") :] == whole[whole.index("Test Loss") :]
+    assert (tmp_path / "c.pt").read_bytes() == before
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [0, 1, 2, 3]
+    assert len({r["run"] for r in records}) == 1
+
+
+def test_log_that_a_kill_left_short_is_completed(tiny, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    flags = ["--data-dir", str(tiny), "--checkpoint", str(tmp_path / "c.pt"), "--log", str(log)]
+    mlp_mnist.main([*flags, "--epochs", "3"])
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]))  # the kill came between checkpoint and log
+    mlp_mnist.main([*flags, "--epochs", "4"])
+    assert log.read_text().splitlines(keepends=True)[:3] == lines
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [0, 1, 2, 3]
+    capsys.readouterr()
+
+
+def test_checkpoint_holds_the_random_states_and_loads_weights_only(tiny, tmp_path, capsys):
+    file = tmp_path / "c.pt"
+    mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "1", "--checkpoint", str(file)])
+    content = torch.load(file, weights_only=True)
+    assert content.keys() == checkpoint.PARTS
+    assert len(content["random"]) == 2
+    assert content["run"]["seed"] == 1
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_says_how_to_go_on_and_does(signum, status, tiny, tmp_path):
+    command = ["mlp_mnist.py", "--data-dir", tiny, "--checkpoint", tmp_path / "c.pt", "--log", tmp_path / "log.jsonl"]
+    process = start(*command, "--epochs", 2000)
+    for line in process.stdout:
+        if line.startswith("Epoch 3"):
+            break
+    process.send_signal(signum)
+    _, err = process.communicate()
+    assert process.returncode == status
+    assert len(err.splitlines()) == 1
+    assert f"the same command goes on after the last whole epoch, from {tmp_path / 'c.pt'}" in err
+    done = len(torch.load(tmp_path / "c.pt", weights_only=True)["history"])
+    assert done >= 4
+    again = call(*command, "--epochs", done + 2, "--save-model", tmp_path / "continued.pth")
+    assert [line.split(".")[0] for line in epochs(again.stdout)] == [f"Epoch {done}", f"Epoch {done + 1}"]
+    assert [json.loads(x)["epoch"] for x in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(done + 2))
+    call("mlp_mnist.py", "--data-dir", tiny, "--epochs", done + 2, "--save-model", tmp_path / "whole.pth")
+    assert same(tmp_path / "whole.pth", tmp_path / "continued.pth")
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_lose_nothing(tiny, tmp_path):
+    """kill -9 at random moments, half of them within a write; the end equals the run that was never cut off."""
+    import random
+    import time
+
+    rng, kills, in_write = random.Random(1), 0, 0
+    flags = ["--data-dir", tiny, "--seed", 5]
+    kept = ["--checkpoint", tmp_path / "c.pt", "--log", tmp_path / "log.jsonl"]
+    part = tmp_path / ".c.pt.part"
+    goal = 0
+    while kills < 100:
+        process = start("mlp_mnist.py", *flags, *kept, "--epochs", 10**6)
+        for line in process.stdout:
+            if line.startswith("Epoch"):
+                break
+        time.sleep(rng.random() / 10)
+        if kills % 2:  # wait for the moment at which a write is under way
+            while not part.exists() and process.poll() is None:
+                pass
+        in_write += part.exists()
+        process.kill()
+        process.communicate()
+        kills += 1
+    goal = len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) + 2
+    call("mlp_mnist.py", *flags, *kept, "--epochs", goal, "--save-model", tmp_path / "killed.pth")
+    call("mlp_mnist.py", *flags, "--epochs", goal, "--save-model", tmp_path / "whole.pth")
+    print(f"{kills} kills, {in_write} of them within a write, {goal} epochs")
+    assert in_write >= 10
+    assert [json.loads(x)["epoch"] for x in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(goal))
+    assert same(tmp_path / "killed.pth", tmp_path / "whole.pth")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["c.pt", "killed.pth", "log.jsonl", "whole.pth"]
