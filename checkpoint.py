@@ -7,7 +7,9 @@ that a zip keeps of each entry is compared before anything is read, and nothing 
 
 import contextlib
 import io
+import math
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -35,10 +37,9 @@ def write(path: Path, data: bytes) -> None:
             beside.unlink(missing_ok=True)
     if os.name == "posix":  # the new name itself outlives a power cut only when its folder is synced
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):  # some network file systems refuse it; the file itself is synced
             os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.close(folder)
 
 
 def read(path: Path):
@@ -56,7 +57,9 @@ def read(path: Path):
                 wrong = file.testzip()
             if wrong:
                 raise ValueError(f"the checksum of {wrong} is wrong")
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on odd files; what is wrong with them is said in one line
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
@@ -120,18 +123,28 @@ def resume(path: Path, run: dict, model, optimizer, generator: torch.Generator, 
     with refusing(path, "name another --checkpoint file"):
         if not isinstance(saved, dict) or saved.keys() != PARTS or not isinstance(saved["run"], dict):
             raise ValueError("this is no checkpoint")
-        for name in run.keys() - {"run", "device"}:
-            if saved["run"].get(name) != run[name]:
+        for name in run:  # in order: what was asked for (recipe, cell) before what follows from it (batch_size)
+            if name not in ("run", "device") and saved["run"].get(name) != run[name]:
                 raise ValueError(f"{name} was {saved['run'].get(name)}, now {run[name]}; give the same settings, or")
         check_state(saved["model"], model)
         steps = saved["optimizer"]["state"].values()
         shapes = [p.shape for p in model.parameters()]
+        names = {frozenset(state) for state in steps}
         for shape, state in zip(shapes, steps):
-            if any(value.shape not in (shape, ()) for value in state.values() if isinstance(value, torch.Tensor)):
+            if len(names) > 1 or any(
+                v.shape not in (shape, ()) or not v.isfinite().all() for v in state.values() if v is not None
+            ):
                 raise ValueError("the optimizer's state does not fit the model")
+        if any(group.get("lr") != run["lr"] for group in saved["optimizer"]["param_groups"]):
+            raise ValueError("the optimizer's lr is not the run's")
         done = [record["epoch"] for record in saved["history"]]
         if not done or done != list(range(len(done))):
             raise ValueError("its epochs are not 0, 1, 2, …")
+        scores = ("train_loss", "train_acc", "valid_loss", "valid_acc", "seconds")
+        if any(
+            r["run"] != saved["run"]["run"] or not all(math.isfinite(r[s]) for s in scores) for r in saved["history"]
+        ):
+            raise ValueError("its epochs are not all of one run with finite scores")
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["random"][1])
         torch.set_rng_state(saved["random"][0])

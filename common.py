@@ -28,7 +28,8 @@ def set_up(args: argparse.Namespace) -> None:
 
     Call it before the first tensor is computed: threads inherit the processor's denormal mode when they start.
     """
-    sys.stdout.reconfigure(line_buffering=True)
+    if sys.stdout:  # None where the process was started without one
+        sys.stdout.reconfigure(line_buffering=True)
     keep_freed_memory()
     # Gates saturate: products of small numbers fall under 1e-38, where the processor is many times slower.
     torch.set_flush_denormal(True)
@@ -158,6 +159,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that says what is wrong in one line, without the usage before it."""
 
     def error(self, message: str):
+        message = " ".join(message.splitlines())
         self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
 
 
@@ -190,6 +192,10 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namesp
     args = p.parse_args(argv)
     if args.predict and not args.load_model:
         p.error("--predict needs --load-model FILE, the trained model")
+    files = {}
+    for flag, file in (("--save-model", args.save_model), ("--checkpoint", args.checkpoint), ("--log", args.log)):
+        if file and (other := files.setdefault(file.resolve(), flag)) != flag:
+            p.error(f"{other} and {flag} both name {file}; give each its own")
     return args
 
 
@@ -297,7 +303,9 @@ def append_log(path: Path, records: list[dict]) -> None:
         size = os.fstat(file).st_size
         if os.write(file, data) < len(data):
             os.ftruncate(file, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(file)
 

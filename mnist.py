@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 try:
     from torchvision.datasets import MNIST
-    from torchvision.datasets.utils import check_integrity, check_md5
+    from torchvision.datasets.utils import check_integrity, check_md5, extract_archive
 except (ImportError, RuntimeError, AttributeError) as error:  # "operator torchvision::nms does not exist" and its kin
     raise SystemExit(
         f"torch {torch.__version__} and the torchvision here do not fit together ({str(error).splitlines()[0]}); "
@@ -107,10 +107,15 @@ def unpack_and_read(root: Path, raw: Path) -> list[tuple[torch.Tensor, torch.Ten
             if packed.exists():
                 if not check_md5(packed, md5):
                     raise SystemExit(f"{packed}: is not the official archive; restore it, or remove it to download it")
-                if file.name in missing:
+                if file.name in missing:  # only these: the others may be the user's own
                     file.unlink(missing_ok=True)
+                    extract_archive(str(packed), str(raw))
             elif file.exists():
                 raise SystemExit(f"{raw / missing[0]}: is missing, cut short or no IDX file; put a whole one there")
+    for name in names:
+        sizes, due = idx_sizes(raw / name), "(N, 28, 28)" if "images" in name else "(N,)"
+        if sizes and (sizes[0] == 0 or sizes[1:] != ((28, 28) if "images" in name else ())):
+            raise SystemExit(f"{raw / name}: holds {sizes}, not {due}; put MNIST's file there")
     sets = []
     for train in (True, False):
         try:
@@ -119,9 +124,7 @@ def unpack_and_read(root: Path, raw: Path) -> list[tuple[torch.Tensor, torch.Ten
         except Exception as error:  # a network, an archive and a file of bytes can each fail in their own ways
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise SystemExit(f"{raw}: cannot read MNIST ({reason}); put the four official archives there") from None
-        first, second = (raw / name for name in names[:2]) if train else (raw / name for name in names[2:])
-        if images.shape[1:] != (28, 28) or len(images) == 0:
-            raise SystemExit(f"{first}: holds {tuple(images.shape)}, not (N, 28, 28); put MNIST's file there")
+        second = raw / names[1 if train else 3]
         if len(labels) != len(images):
             raise SystemExit(f"{second}: {len(labels)} labels for {len(images)} images; put the files of one set there")
         if labels.max() > 9:
@@ -132,13 +135,19 @@ def unpack_and_read(root: Path, raw: Path) -> list[tuple[torch.Tensor, torch.Ten
 
 def complete(file: Path) -> bool:
     """Whether an unpacked IDX file is as long as its header says."""
+    return idx_sizes(file) is not None
+
+
+def idx_sizes(file: Path) -> tuple[int, ...] | None:
+    """The sizes in the header of an unpacked IDX file of bytes; None where the file is not as long as they say."""
     try:
         with open(file, "rb") as f:
             head = f.read(4)
-            sizes = [int.from_bytes(f.read(4), "big") for _ in range(head[3])]
-        return head[:3] == b"\0\0\x08" and file.stat().st_size == 4 + 4 * len(sizes) + math.prod(sizes)
+            sizes = tuple(int.from_bytes(f.read(4), "big") for _ in range(head[3]))
+        whole = head[:3] == b"\0\0\x08" and head[3] and file.stat().st_size == 4 + 4 * len(sizes) + math.prod(sizes)
+        return sizes if whole else None
     except (OSError, IndexError):
-        return False
+        return None
 
 
 def read_picture(path: Path) -> torch.Tensor:

@@ -5,6 +5,7 @@ python plots.py runs.jsonl --plot pictures           # runs.png goes into that f
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -32,6 +33,9 @@ def save(figure: Figure, file: Path) -> None:
         os.replace(beside, file)
     except OSError as error:
         raise SystemExit(f"{file}: cannot be written ({error.strerror})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def digits(images: torch.Tensor, titles: list[str], columns: int = 10) -> Figure:
@@ -141,17 +145,25 @@ def read_runs(files: list[Path]) -> list[list[dict]]:
     return list(runs.values())
 
 
-def name(record: dict) -> str:
-    """What tells a run from the others, its seed aside."""
-    cell = record.get("cell", "lstm")
-    return record["recipe"] if cell == "lstm" else f"{record['recipe']} {cell}"
+def names(runs: list[list[dict]]) -> list[str]:
+    """What tells each run from the others, its seed aside: the recipe, the cell, and settings that differ."""
+    bases = []
+    for first, *_ in runs:
+        cell = first.get("cell", "lstm")
+        bases.append(first["recipe"] if cell == "lstm" else f"{first['recipe']} {cell}")
+    labels = []
+    for base, (first, *_) in zip(bases, runs):
+        kin = [other[0] for name, other in zip(bases, runs) if name == base]
+        differing = [key for key in ("lr", "batch_size", "bf16") if len({other.get(key) for other in kin}) > 1]
+        labels.append(", ".join([base, *(f"{key} {first.get(key)}" for key in differing)]))
+    return labels
 
 
 def compare(runs: list[list[dict]]) -> Figure:
     """Validation loss and accuracy by epoch; where seeds repeat, their mean in a band from least to most."""
     groups = {}
-    for records in runs:
-        groups.setdefault(name(records[0]), []).append(records)
+    for label, records in zip(names(runs), runs):
+        groups.setdefault(label, []).append(records)
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     for axes, key, title in zip(figure.subplots(1, 2), ("valid_loss", "valid_acc"), ("valid loss", "valid accuracy")):
         for k, (label, group) in enumerate(groups.items()):

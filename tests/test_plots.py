@@ -94,6 +94,14 @@ def test_comparison_of_runs(tmp_path, capsys):
     assert (loss.get_xlabel(), loss.get_ylabel(), accuracy.get_ylabel()) == ("epoch", "valid loss", "valid accuracy")
 
 
+def test_runs_with_other_settings_are_other_curves():
+    runs = [[{**record("sgd", seed, 0, 0.5, f"{seed}{lr}"), "lr": lr}] for seed in (1, 2) for lr in (0.1, 0.01)]
+    runs.append([{**record("sgd", 1, 0, 0.5, "gru"), "cell": "gru", "lr": 0.1}])
+    assert plots.names(runs) == ["sgd, lr 0.1", "sgd, lr 0.01"] * 2 + ["sgd gru"]
+    labels = [line.get_label() for line in plots.compare(runs).axes[0].lines]
+    assert labels == ["sgd, lr 0.1 (mean of 2)", "sgd, lr 0.01 (mean of 2)", "sgd gru"]
+
+
 def test_plots_as_a_program_on_real_logs(tiny, tmp_path, capsys):
     log = tmp_path / "runs.jsonl"
     mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "2", "--log", str(log)])

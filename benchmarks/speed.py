@@ -1,0 +1,282 @@
+"""An epoch of each recipe, training and test: the tutorial's own way, ours and Keras's, as a Markdown table.
+
+python benchmarks/speed.py                             # three rounds of all five
+python benchmarks/speed.py --recipe mlp --rounds 5 --bf16
+python benchmarks/speed.py --quick --rounds 1          # a tenth of the data: that it runs, no measure
+python benchmarks/speed.py --keras-python keras/bin/python   # Keras 3, installed in an environment of its own
+
+Each measurement is a fresh process; within a round the sides take turns. Given are medians, with (min to max).
+
+- tutorial: a DataLoader over torchvision's MNIST, each image transformed on its own, with the tutorial's workers, batch
+  sizes and order (003 does not shuffle), the optimizer as it comes, `.item()` of loss and hits at every step, nothing
+  tuned. 20 steps go before the epoch that counts. All sides report the same four numbers, so that the tutorials differ
+  in this a little: 000 and 001 add up tensors, 002 sums nothing in training but tests 24 times an epoch, 003 sums the
+  loss alone and counts the test's hits image by image.
+- ours: the script itself for two epochs; the second counts, as its --log gives it.
+- Keras: the same network, data in memory, `fit` with its defaults, likewise the second of two epochs.
+
+Share of peak: the matrix products that the model's shapes call for, over what ours took, over the best rate of
+large float32 `torch.mm` with torch's default threads, measured anew each round.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from machine import machine
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import common  # noqa: E402
+import lstm_mnist  # noqa: E402
+import mlp_mnist  # noqa: E402
+import mnist  # noqa: E402
+
+RECIPES = {"mlp": mlp_mnist.RECIPE, **lstm_mnist.RECIPES}
+TUTORIALS = {  # what a tutorial does its own way; the rest is in the recipe
+    "mlp": dict(workers=0, shuffle=False, test_gradients=False),
+    "sgd": dict(workers=0, shuffle=True, test_gradients=True),
+    "last-hidden": dict(workers=2, shuffle=True, test_gradients=False),
+    "time-major": dict(workers=4, shuffle=True, test_gradients=False),
+    "batch-first": dict(workers=0, shuffle=True, test_gradients=False),
+}
+WARM_UP = 20
+QUICK = (6000, 1000)
+TITLES = {
+    "tutorial": "tutorial, s",
+    "ours": "ours, s",
+    "bf16": "ours --bf16, s",
+    "jax": "Keras JAX, s",
+    "tensorflow": "Keras TensorFlow, s",
+}
+
+
+def network(name: str) -> nn.Module:
+    """The recipe's network; the tutorial's class and ours are the same one."""
+    if name == "mlp":
+        return mlp_mnist.Net()
+    recipe = RECIPES[name]
+    return recipe["model"](28, recipe["hidden"], recipe["layers"], 10)
+
+
+def tutorial(name: str, folder: Path) -> dict:
+    """Seconds and test accuracy of one epoch as the tutorial writes it."""
+    recipe, own, device = RECIPES[name], TUTORIALS[name], common.device("auto")
+    steps = [transforms.ToTensor()] + ([transforms.Normalize([0.5], [0.5])] if recipe["normalize"] else [])
+    train_set, test_set = (datasets.MNIST(folder, part, transforms.Compose(steps)) for part in (True, False))
+    train_loader = DataLoader(train_set, recipe["batch_size"], own["shuffle"], num_workers=own["workers"])
+    test_loader = DataLoader(test_set, recipe["test_batch_size"], num_workers=own["workers"])
+    torch.manual_seed(1)
+    model = network(name).to(device)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = getattr(torch.optim, recipe["optimizer"])(model.parameters(), lr=recipe["lr"])
+
+    def train(batches):
+        model.train()
+        total, hits = 0.0, 0
+        for image, label in batches:
+            image, label = image.to(device), label.to(device)
+            output = model(image)
+            loss = criterion(output, label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+            hits += (output.argmax(1) == label).sum().item()
+
+    def test() -> int:
+        model.eval()
+        total, hits = 0.0, 0
+        with torch.set_grad_enabled(own["test_gradients"]):
+            for image, label in test_loader:
+                image, label = image.to(device), label.to(device)
+                output = model(image)
+                total += criterion(output, label).item()
+                hits += (output.argmax(1) == label).sum().item()
+        return hits
+
+    train(itertools.islice(train_loader, WARM_UP))
+    start = time.perf_counter()
+    train(train_loader)
+    hits = test()
+    return {"seconds": time.perf_counter() - start, "accuracy": hits / len(test_set)}
+
+
+def peak() -> dict:
+    """The best rate of large float32 matrix products within a second or so, in operations a second."""
+    device = common.device("auto")
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = torch.rand(2, size, size, device=device)
+    best, end = float("inf"), time.perf_counter() + 1.5
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.mm(a, b)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return {"rate": 2 * size**3 / best}
+
+
+def operations(name: str, samples: int, tested: int) -> int:
+    """Additions and multiplications in the matrix products of an epoch.
+
+    A sample meets each of an LSTM's matrices at each of 28 time steps, any other once, and each meeting is 2 operations
+    an element. Training does it three times: forward, gradient of the weights, gradient of the input. The first
+    matrix reads the image, whose gradient nobody needs. Biases, gates and the optimizer are not counted.
+    """
+    total = 0
+    matrices = [(key, p) for key, p in network(name).named_parameters() if p.dim() == 2]
+    for k, (key, matrix) in enumerate(matrices):
+        forward = 2 * matrix.numel() * (28 if "_l" in key else 1)
+        total += forward * ((2 if k == 0 else 3) * samples + tested)
+    return total
+
+
+def last_line(command: list[str]) -> dict:
+    """Run a program in a process of its own and return the JSON of the last line it prints."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{done.stderr[-2000:]}\nstopped: the process above failed: {' '.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def script(name: str, folder: Path, flags: list[str]) -> dict:
+    """The script itself for two epochs; seconds and test accuracy of the second."""
+    program = ["mlp_mnist.py"] if name == "mlp" else ["lstm_mnist.py", "--recipe", name]
+    with tempfile.TemporaryDirectory() as place:
+        log = Path(place, "run.jsonl")
+        flags = ["--epochs", "2", "--log-interval", "0", "--data-dir", str(folder), "--log", str(log), *flags]
+        done = subprocess.run([sys.executable, *program, *flags], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{done.stderr[-2000:]}\nstopped: {' '.join(program)} failed")
+        record = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+    return {"seconds": record["seconds"], "accuracy": record["valid_acc"]}
+
+
+def keras(name: str, backend: str, folder: Path, python: str) -> dict:
+    """The same recipe in Keras, by the interpreter that has it."""
+    recipe = {key: value for key, value in RECIPES[name].items() if isinstance(value, (str, int, float))}
+    lstm = name != "mlp"
+    hidden = [recipe["hidden"]] * recipe["layers"] if lstm else [256, 256]
+    recipe |= {"hidden": hidden, "lstm": lstm, "columns": name == "time-major"}
+    return last_line([python, str(ROOT / "benchmarks" / "keras_mnist.py"), backend, str(folder), json.dumps(recipe)])
+
+
+def measure(side: str, name: str, folder: Path, python: str) -> dict:
+    """One side of one recipe, once, in a fresh process."""
+    if side == "ours":
+        return script(name, folder, [])
+    if side == "bf16":
+        return script(name, folder, ["--bf16"])
+    if side == "tutorial":
+        return last_line([sys.executable, __file__, "--side", side, "--recipe", name, "--folder", str(folder)])
+    return keras(name, side, folder, python)
+
+
+def backends(python: str) -> list[str]:
+    """Which of Keras's backends that interpreter can import, with Keras itself."""
+    find = "import importlib.util as u; print(*[m for m in ('keras', 'jax', 'tensorflow') if u.find_spec(m)])"
+    try:
+        found = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"{python}: is no Python that runs ({error}); give --keras-python an interpreter") from None
+    return found[1:] if "keras" in found else []
+
+
+def write_part(folder: Path) -> None:
+    """The first images of each set as unpacked IDX files in a torchvision MNIST root."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for (images, labels), part, count in zip(mnist.read_mnist(common.DATA_DIR), ("train", "t10k"), QUICK):
+        for data, kind in ((images, "images-idx3"), (labels.byte(), "labels-idx1")):
+            data = data[:count].contiguous()
+            head = bytes([0, 0, 8, data.dim()]) + b"".join(size.to_bytes(4, "big") for size in data.shape)
+            (raw / f"{part}-{kind}-ubyte").write_bytes(head + data.numpy().tobytes())
+
+
+def cell(seconds: list[float]) -> str:
+    """Median and, where there are several, the spread."""
+    if not seconds:
+        return "-"
+    spread = f" ({min(seconds):.2f} to {max(seconds):.2f})" if len(seconds) > 1 else ""
+    return f"{statistics.median(seconds):.2f}{spread}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=common.whole(1), default=3, metavar="N", help="default: 3")
+    parser.add_argument("--recipe", nargs="+", choices=TUTORIALS, default=list(TUTORIALS), help="one or several")
+    parser.add_argument("--quick", action="store_true", help="6000 images of training and 1000 of test")
+    parser.add_argument("--bf16", action="store_true", help="also ours with --bf16")
+    parser.add_argument(
+        "--keras", action=argparse.BooleanOptionalAction, help="also Keras (default: where it is installed)"
+    )
+    parser.add_argument("--keras-python", default=sys.executable, metavar="PATH", help="the interpreter with Keras")
+    parser.add_argument("--side", choices=("tutorial", "peak"), help=argparse.SUPPRESS)  # the program calls itself
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(peak() if args.side == "peak" else tutorial(args.recipe[0], args.folder)))
+        return
+
+    found = [] if args.keras is False else backends(args.keras_python)
+    sides = ["tutorial", "ours", *(["bf16"] if args.bf16 else []), *found]
+    seconds = {(name, side): [] for name in args.recipe for side in TITLES}
+    best, versions = 0.0, {}
+    with tempfile.TemporaryDirectory() as part:
+        folder = Path(part) if args.quick else common.DATA_DIR
+        if args.quick:
+            write_part(folder)
+        counts = [len(labels) for _, labels in mnist.read_mnist(folder)]  # unpacks, before any clock runs
+        for turn in range(1, args.rounds + 1):
+            best = max(best, last_line([sys.executable, __file__, "--side", "peak"])["rate"])
+            for name, side in itertools.product(args.recipe, sides):
+                result = measure(side, name, folder, args.keras_python)
+                seconds[name, side].append(result["seconds"])
+                versions[side] = result.get("versions")
+                print(
+                    f"round {turn}, {name}, {side}: {result['seconds']:.2f} s, "
+                    f"test accuracy {100 * result['accuracy']:.2f}",
+                    file=sys.stderr,
+                )
+
+    shown = ["tutorial", "ours"] + (["bf16"] if args.bf16 else [])
+    shown += ["jax", "tensorflow"] if found or args.keras else []
+    heads = ["recipe", "tutorial / ours", *(TITLES[side] for side in shown), "share of peak"]
+    heads += ["ours / bf16"] if args.bf16 else []
+    heads += ["faster Keras / ours"] if found else []
+    rows = []
+    for name in args.recipe:
+        middle = {side: statistics.median(seconds[name, side]) for side in sides}
+        share = operations(name, *counts) / (middle["ours"] * best)
+        row = [name, f"**{middle['tutorial'] / middle['ours']:.2f}**", *(cell(seconds[name, side]) for side in shown)]
+        row += [f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"]
+        row += [f"{middle['ours'] / middle['bf16']:.2f}"] if args.bf16 else []
+        row += [f"{min(middle[side] for side in found) / middle['ours']:.2f}"] if found else []
+        rows.append(row)
+    for row in (heads, ["---"] * len(heads), *rows):
+        print(f"| {' | '.join(row)} |")
+
+    spread = ", (min to max)" if args.rounds > 1 else ""
+    print(f"\n{'; '.join([machine(), *filter(None, versions.values())])}")
+    print(
+        f"n = {args.rounds}, medians{spread}; an epoch is {counts[0]} images of training and {counts[1]} of test; "
+        f"fp32 peak {best / 1e9:,.0f} GFLOP/s"
+    )
+    if not torch.accelerator.is_available():
+        print("Seconds hang on what else the machine does meanwhile; the ratios are what compares.")
+
+
+if __name__ == "__main__":
+    main()
