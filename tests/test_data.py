@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -112,9 +114,6 @@ def test_epoch_line_is_the_tutorials_to_the_letter():
 
 def test_denormals_are_flushed_in_every_thread():
     """In a process of its own, since threads take the mode when they start."""
-    import subprocess
-    import sys
-
     code = (
         "import torch; torch.set_num_threads(4); import common; common.set_up(common.parser('').parse_args([]));"
         "x = torch.full((1 << 22,), 1e-30); print((x * 1e-10).count_nonzero().item())"

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torchvision.datasets import MNIST
 
 import lstm_mnist
 import mlp_mnist
+import mnist
 
 EPOCH = re.compile(
     r"Epoch (\d+)\. Train Loss: \d+\.\d{6}, Train Acc: [01]\.\d{6}, Valid Loss: \d+\.\d{6}, Valid Acc: [01]\.\d{6}, "
@@ -159,6 +162,54 @@ def test_log_has_the_contracts_keys(tiny, tmp_path, capsys):
         assert f"Valid Loss: {r['valid_loss']:.6f}, Valid Acc: {r['valid_acc']:.6f}" in line
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_bf16_trains_otherwise_and_about_as_well(script, small, tmp_path, capsys):
+    scores = []
+    for flags in ([], ["--bf16"]):
+        log, model = tmp_path / f"{len(scores)}.jsonl", tmp_path / "m.pth"
+        files = ["--log", str(log), "--save-model", str(model)]
+        SCRIPTS[script](["--epochs", "1", "--lr", "0.005", "--data-dir", str(small), *files, *flags])
+        scores.append(json.loads(log.read_text()))
+    capsys.readouterr()
+    assert [r["bf16"] for r in scores] == [False, True]
+    assert scores[0]["train_loss"] != scores[1]["train_loss"]
+    assert scores[0]["train_loss"] == pytest.approx(scores[1]["train_loss"], rel=0.05)
+    assert {value.dtype for value in torch.load(model, weights_only=True).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: nothing is kept (--checkpoint FILE keeps each epoch)"),
+        (KeyboardInterrupt("terminated", 143), 143, "terminated: nothing is kept"),
+        (MemoryError(), "out of memory", "lower --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory", "lower --batch-size"),
+        (OSError(5, "Input/output error", "x.jsonl"), "x.jsonl", "stopped: "),
+    ],
+)
+def test_what_stops_a_run_from_outside_gets_one_line(error, status, said, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(mnist, "loaders", fail)
+    with pytest.raises(SystemExit) as end:
+        mlp_mnist.main([])
+    line = capsys.readouterr().err if isinstance(status, int) else str(end.value.code)
+    assert end.value.code == status if isinstance(status, int) else status in line
+    assert said in line
+    assert len(line.splitlines()) == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(mnist, "loaders", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        mlp_mnist.main([])
+    capsys.readouterr()
+
+
 def test_mismatched_torchvision_ends_in_one_line(tmp_path):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
@@ -173,9 +224,6 @@ def test_mismatched_torchvision_ends_in_one_line(tmp_path):
 
 
 def test_code_is_formatted_and_linted():
-    import subprocess
-    import sys
-
     for command in (["check"], ["format", "--check"]):
         ruff = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
         assert ruff.returncode == 0, ruff.stdout + ruff.stderr
