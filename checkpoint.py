@@ -25,6 +25,7 @@ def write(path: Path, data: bytes) -> None:
     """
     beside = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             file.write(data)
             file.flush()

@@ -5,10 +5,8 @@ python plots.py runs.jsonl --plot pictures           # runs.png goes into that f
 """
 
 import argparse
-import contextlib
 import io
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -16,6 +14,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+import checkpoint
 
 # Okabe and Ito's colours, which colour-blind people tell apart; each comes with a marker of its own
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
@@ -26,16 +26,7 @@ def save(figure: Figure, file: Path) -> None:
     """Write a figure as PNG, whole or not at all; SystemExit with one line where that fails."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    beside = file.with_name(f".{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(buffer.getvalue())
-        os.replace(beside, file)
-    except OSError as error:
-        raise SystemExit(f"{file}: cannot be written ({error.strerror})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+    checkpoint.write(file, buffer.getvalue())
 
 
 def digits(images: torch.Tensor, titles: list[str], columns: int = 10) -> Figure:
