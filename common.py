@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -31,6 +32,8 @@ def set_up(args: argparse.Namespace) -> None:
     if sys.stdout:  # None where the process was started without one
         sys.stdout.reconfigure(line_buffering=True)
     keep_freed_memory()
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # older numpys measure this at first use, and warn where denormals are flushed by then
     # Gates saturate: products of small numbers fall under 1e-38, where the processor is many times slower.
     torch.set_flush_denormal(True)
     for file in filter(None, (args.save_model, args.checkpoint, args.log)):
