@@ -70,17 +70,18 @@ def main():
             for recipe, seed in pool.map(lambda job: (*job, run(*job, log, flags, args.jobs))[:2], missing):
                 print(f"{recipe} seed {seed}: {100 * read(log)[recipe, seed][-1]['valid_acc']:.2f}", file=sys.stderr)
         runs = read(log)
-    print(f"{machine()}; n = {args.seeds} seeds; test accuracy in percent after the last epoch\n")
-    print("| recipe | epochs | tutorial prints | mean | standard deviation | min | max | total time, min |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"{machine()}; n = {args.seeds} seeds; test accuracy in percent, after the last epoch\n")
+    print("| recipe | epochs | tutorial prints | mean | standard deviation | min | max | train loss | total time, min |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for recipe in args.recipe:
         final = [100 * runs[recipe, seed][-1]["valid_acc"] for seed in seeds]
         minutes = sum(r["seconds"] for seed in seeds for r in runs[recipe, seed]) / 60
+        loss = statistics.mean(runs[recipe, seed][-1]["train_loss"] for seed in seeds)
         spread = f"{statistics.stdev(final):.2f}" if len(final) > 1 else "-"
         epochs, printed = PRINTED[recipe]
         print(
             f"| {recipe} | {epochs} | {printed} | {statistics.mean(final):.2f} | {spread} "
-            f"| {min(final):.2f} | {max(final):.2f} | {minutes:.1f} |"
+            f"| {min(final):.2f} | {max(final):.2f} | {loss:.4f} | {minutes:.1f} |"
         )
 
 
