@@ -235,13 +235,14 @@ def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
 
 def progress(loader, epoch: int, seen: list):
     """The loader's batches under a progress bar with the loss and accuracy of what `seen` holds; on a terminal only."""
-    with tqdm(total=len(loader), desc=f"Epoch {epoch}", leave=False, disable=None) as bar:
+    # drawn once a second: the scores of all that was seen take a millisecond or two
+    with tqdm(total=len(loader), desc=f"Epoch {epoch}", leave=False, disable=None, mininterval=1) as bar:
         if bar.disable:
             yield from loader
             return
         for batch in loader:
             yield batch
-            if bar.update():  # true when the bar was drawn, some ten times a second
+            if bar.update():  # true when the bar was drawn
                 loss, accuracy = score(seen)
                 bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.4f}", refresh=False)
 

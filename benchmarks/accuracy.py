@@ -71,7 +71,9 @@ def main():
                 print(f"{recipe} seed {seed}: {100 * read(log)[recipe, seed][-1]['valid_acc']:.2f}", file=sys.stderr)
         runs = read(log)
     print(f"{machine()}; n = {args.seeds} seeds; test accuracy in percent, after the last epoch\n")
-    print("| recipe | epochs | tutorial prints | mean | standard deviation | min | max | train loss | total time, min |")
+    print(
+        "| recipe | epochs | tutorial prints | mean | standard deviation | min | max | train loss | total time, min |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for recipe in args.recipe:
         final = [100 * runs[recipe, seed][-1]["valid_acc"] for seed in seeds]

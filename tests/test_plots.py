@@ -128,9 +128,10 @@ def test_what_is_no_log_gets_one_line(content, tmp_path, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("script", ["mlp_mnist.py", "lstm_mnist.py"])
-def test_progress_bar_shows_on_a_terminal_only(script, small):
-    command = [script, "--data-dir", small, "--epochs", 1, "--batch-size", 10, "--log-interval", 200]
+@pytest.mark.parametrize(("script", "size"), [("mlp_mnist.py", 1), ("lstm_mnist.py", 5)])
+def test_progress_bar_shows_on_a_terminal_only(script, size, small):
+    """The batches are small so that an epoch takes more than the second between two drawings."""
+    command = [script, "--data-dir", small, "--epochs", 1, "--batch-size", size, "--log-interval", 400]
     quiet = call(*command)
     assert quiet.stderr == ""
     terminal, end = pty.openpty()
