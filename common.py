@@ -240,9 +240,9 @@ def progress(loader, epoch: int, seen: list):
         if bar.disable:
             yield from loader
             return
-        for batch in loader:
+        for step, batch in enumerate(loader, 1):
             yield batch
-            if bar.update():  # true when the bar was drawn
+            if step % 16 == 0 and bar.update(16):  # true when the bar was drawn
                 loss, accuracy = score(seen)
                 bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.4f}", refresh=False)
 
