@@ -71,7 +71,7 @@ def check_writable(file: Path) -> None:
 def clean_exit(args: argparse.Namespace):
     """End what stops a run from outside in one line: Ctrl-C with status 130, SIGTERM with 143, a closed pipe with 141.
 
-    A machine that fails (memory, a full disk) ends it with status 1. What the last whole epoch left stays.
+    A machine that fails (memory, a full disk, no compiler) ends it with status 1. What the last whole epoch left stays.
     """
 
     def stop(*_):
@@ -93,10 +93,14 @@ def clean_exit(args: argparse.Namespace):
     except OSError as error:
         raise SystemExit(f"stopped: {error}") from None
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            remedy = "lower --batch-size or --test-batch-size"
+        elif getattr(args, "compile", False) and "ompile" in str(error):
+            remedy = "--compile needs a C++ compiler that works, such as g++; go without it"
+        else:
             raise
         reason = (str(error).splitlines() or ["out of memory"])[0]
-        raise SystemExit(f"stopped: {reason}; lower --batch-size or --test-batch-size") from None
+        raise SystemExit(f"stopped: {reason}; {remedy}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -41,7 +41,7 @@ class Loader:
             return
         # Indexing costs as much for one small batch as for many: gather several batches, then cut them apart.
         for index in torch.randperm(len(labels), generator=self.generator).to(labels.device).split(32 * size):
-            yield from zip(images[index].split(size), labels[index].split(size))
+            yield from zip(images.index_select(0, index).split(size), labels[index].split(size))
 
 
 def loaders(settings, args) -> tuple[Loader, Loader]:

@@ -1,7 +1,7 @@
 """An epoch of each recipe, training and test: the tutorial's own way, ours and Keras's, as a Markdown table.
 
 python benchmarks/speed.py                             # three rounds of all five
-python benchmarks/speed.py --recipe mlp --rounds 5 --bf16
+python benchmarks/speed.py --recipe mlp --rounds 5
 python benchmarks/speed.py --quick --rounds 1          # a tenth of the data: that it runs, no measure
 python benchmarks/speed.py --keras-python keras/bin/python   # Keras 3, installed in an environment of its own
 
@@ -12,7 +12,8 @@ Each measurement is a fresh process; within a round the sides take turns. Given 
   tuned. 20 steps go before the epoch that counts. All sides report the same four numbers, so that the tutorials differ
   in this a little: 000 and 001 add up tensors, 002 sums nothing in training but tests 24 times an epoch, 003 sums the
   loss alone and counts the test's hits image by image.
-- ours: the script itself for two epochs; the second counts, as its --log gives it.
+- ours: the script itself for two epochs; the second counts, as its --log gives it. `mlp --compile` and
+  `batch-first --bf16` stand in rows of their own beside the same tutorial and Keras.
 - Keras: the same network, data in memory, `fit` with its defaults, likewise the second of two epochs.
 
 Share of peak: the matrix products that the model's shapes call for, over what ours took, over the best rate of
@@ -53,13 +54,7 @@ TUTORIALS = {  # what a tutorial does its own way; the rest is in the recipe
 }
 WARM_UP = 20
 QUICK = (6000, 1000)
-TITLES = {
-    "tutorial": "tutorial, s",
-    "ours": "ours, s",
-    "bf16": "ours --bf16, s",
-    "jax": "Keras JAX, s",
-    "tensorflow": "Keras TensorFlow, s",
-}
+FLAGS = {"mlp": ["--compile"], "batch-first": ["--bf16"]}  # what speeds up a recipe where it is asked for
 
 
 def network(name: str) -> nn.Module:
@@ -175,10 +170,8 @@ def keras(name: str, backend: str, folder: Path, python: str) -> dict:
 
 def measure(side: str, name: str, folder: Path, python: str) -> dict:
     """One side of one recipe, once, in a fresh process."""
-    if side == "ours":
-        return script(name, folder, [])
-    if side == "bf16":
-        return script(name, folder, ["--bf16"])
+    if side == "ours" or side.startswith("--"):
+        return script(name, folder, [side] if side != "ours" else [])
     if side == "tutorial":
         return last_line([sys.executable, __file__, "--side", side, "--recipe", name, "--folder", str(folder)])
     return keras(name, side, folder, python)
@@ -207,8 +200,6 @@ def write_part(folder: Path) -> None:
 
 def cell(seconds: list[float]) -> str:
     """Median and, where there are several, the spread."""
-    if not seconds:
-        return "-"
     spread = f" ({min(seconds):.2f} to {max(seconds):.2f})" if len(seconds) > 1 else ""
     return f"{statistics.median(seconds):.2f}{spread}"
 
@@ -218,7 +209,9 @@ def main():
     parser.add_argument("--rounds", type=common.whole(1), default=3, metavar="N", help="default: 3")
     parser.add_argument("--recipe", nargs="+", choices=TUTORIALS, default=list(TUTORIALS), help="one or several")
     parser.add_argument("--quick", action="store_true", help="6000 images of training and 1000 of test")
-    parser.add_argument("--bf16", action="store_true", help="also ours with --bf16")
+    parser.add_argument(
+        "--flags", action=argparse.BooleanOptionalAction, default=True, help="also mlp --compile, batch-first --bf16"
+    )
     parser.add_argument(
         "--keras", action=argparse.BooleanOptionalAction, help="also Keras (default: where it is installed)"
     )
@@ -231,8 +224,10 @@ def main():
         return
 
     found = [] if args.keras is False else backends(args.keras_python)
-    sides = ["tutorial", "ours", *(["bf16"] if args.bf16 else []), *found]
-    seconds = {(name, side): [] for name in args.recipe for side in TITLES}
+    if args.keras and not found:
+        parser.error(f"{args.keras_python} has no Keras with JAX or TensorFlow; see benchmarks/requirements.txt")
+    sides = {name: ["tutorial", "ours", *(FLAGS.get(name, []) if args.flags else []), *found] for name in args.recipe}
+    seconds = {(name, side): [] for name in args.recipe for side in sides[name]}
     best, versions = 0.0, {}
     with tempfile.TemporaryDirectory() as part:
         folder = Path(part) if args.quick else common.DATA_DIR
@@ -241,7 +236,7 @@ def main():
         counts = [len(labels) for _, labels in mnist.read_mnist(folder)]  # unpacks, before any clock runs
         for turn in range(1, args.rounds + 1):
             best = max(best, last_line([sys.executable, __file__, "--side", "peak"])["rate"])
-            for name, side in itertools.product(args.recipe, sides):
+            for name, side in seconds:
                 result = measure(side, name, folder, args.keras_python)
                 seconds[name, side].append(result["seconds"])
                 versions[side] = result.get("versions")
@@ -251,19 +246,19 @@ def main():
                     file=sys.stderr,
                 )
 
-    shown = ["tutorial", "ours"] + (["bf16"] if args.bf16 else [])
-    shown += ["jax", "tensorflow"] if found or args.keras else []
-    heads = ["recipe", "tutorial / ours", *(TITLES[side] for side in shown), "share of peak"]
-    heads += ["ours / bf16"] if args.bf16 else []
-    heads += ["faster Keras / ours"] if found else []
+    heads = ["recipe", "tutorial / ours", "tutorial, s", "ours, s", "share of peak"]
+    heads += [f"Keras {backend}, s" for backend in found] + (["faster Keras / ours"] if found else [])
     rows = []
-    for name in args.recipe:
-        middle = {side: statistics.median(seconds[name, side]) for side in sides}
-        share = operations(name, *counts) / (middle["ours"] * best)
-        row = [name, f"**{middle['tutorial'] / middle['ours']:.2f}**", *(cell(seconds[name, side]) for side in shown)]
+    for name, side in seconds:
+        if side in ("tutorial", *found):
+            continue
+        middle = {other: statistics.median(seconds[name, other]) for other in sides[name]}
+        share = operations(name, *counts) / (middle[side] * best)
+        row = [name if side == "ours" else f"{name} {side}", f"**{middle['tutorial'] / middle[side]:.2f}**"]
+        row += [cell(seconds[name, "tutorial"]), cell(seconds[name, side])]
         row += [f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"]
-        row += [f"{middle['ours'] / middle['bf16']:.2f}"] if args.bf16 else []
-        row += [f"{min(middle[side] for side in found) / middle['ours']:.2f}"] if found else []
+        row += [cell(seconds[name, backend]) for backend in found]
+        row += [f"**{min(middle[backend] for backend in found) / middle[side]:.2f}**"] if found else []
         rows.append(row)
     for row in (heads, ["---"] * len(heads), *rows):
         print(f"| {' | '.join(row)} |")

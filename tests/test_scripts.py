@@ -1,7 +1,9 @@
 """Both scripts as a user calls them."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -175,6 +177,41 @@ def test_bf16_trains_otherwise_and_about_as_well(script, small, tmp_path, capsys
     assert scores[0]["train_loss"] != scores[1]["train_loss"]
     assert scores[0]["train_loss"] == pytest.approx(scores[1]["train_loss"], rel=0.05)
     assert {value.dtype for value in torch.load(model, weights_only=True).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("flags", [[], ["--bf16"]])
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_steps_train_as_the_loop_does(flags, tiny, tmp_path, capsys):
+    """250 images at 20 a batch: a short last batch too."""
+    records, models = [], []
+    for compiled in ([], ["--compile"]):
+        log, model = tmp_path / f"{len(records)}.jsonl", tmp_path / f"{len(records)}.pth"
+        files = ["--log", str(log), "--save-model", str(model)]
+        mlp_mnist.main(["--epochs", "2", "--lr", "0.1", "--data-dir", str(tiny), *files, *flags, *compiled])
+        records.append(json.loads(log.read_text().splitlines()[-1]))
+        models.append(torch.load(model, weights_only=True))
+    capsys.readouterr()
+    near = dict(rtol=0.05, atol=0.005) if flags else dict(rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*models, **near)
+    torch.manual_seed(1)
+    assert not torch.allclose(models[0]["fc1.weight"], mlp_mnist.Net().state_dict()["fc1.weight"], atol=0.005)
+    assert records[0]["train_loss"] == pytest.approx(records[1]["train_loss"], rel=0.02 if flags else 1e-4)
+
+
+def test_compile_without_a_compiler_ends_in_one_line(tiny, tmp_path):
+    env = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    run = call("mlp_mnist.py", "--compile", "--data-dir", tiny, "--device", "cpu", env=env)
+    assert run.returncode == 1
+    errors = [line for line in run.stderr.splitlines() if "CUDA_HOME" not in line]  # torch's own, where CUDA has no GPU
+    assert len(errors) == 1
+    assert "No working C++ compiler" in errors[0]
+    assert "go without it" in errors[0]
+
+
+def test_compile_with_an_older_torch_ends_in_one_line(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(torch._dynamo, "config", object())
+    with pytest.raises(SystemExit, match="--compile needs a newer torch than .*; go without it"):
+        mlp_mnist.main(["--compile", "--data-dir", str(tiny)])
 
 
 @pytest.mark.parametrize(
