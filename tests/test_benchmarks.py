@@ -1,0 +1,58 @@
+"""The benchmarks' counting, and that their commands run."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import speed
+
+    return speed
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "others"),
+    [
+        ("mlp", 784 * 256, 256 * 256 + 256 * 10),
+        ("last-hidden", 28 * 4 * 64 * 28, 28 * 4 * 64 * 64 + 64 * 10),
+        ("batch-first", 28 * 4 * 128 * 28, 28 * 4 * 128 * 128 * 3 + 128 * 10),
+    ],
+)
+def test_operations_are_those_of_the_shapes(name, first, others, speed):
+    """`first` reads the image, whose gradient nobody needs; numbers are multiplications of a sample's forward pass."""
+    assert speed.operations(name, samples=1, tested=0) == 2 * (2 * first + 3 * others)
+    assert speed.operations(name, samples=0, tested=1) == 2 * (first + others)
+    assert speed.operations(name, samples=7, tested=5) == 2 * (14 * first + 21 * others + 5 * (first + others))
+
+
+def test_part_of_mnist_reads_as_mnist(speed, tmp_path, digits):
+    speed.write_part(tmp_path)
+    for (images, labels), (part, marks), count in zip(digits, speed.mnist.read_mnist(tmp_path), speed.QUICK):
+        assert part.equal(images[:count])
+        assert marks.equal(labels[:count])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "rows"),
+    [
+        ("speed.py --quick --rounds 1 --no-keras", 7),
+        ("startup.py --rounds 1", 3),
+        ("set_up.py --rounds 1 --recipe time-major", 4),
+        ("accuracy.py --seeds 1 --recipe last-hidden", 1),
+    ],
+)
+def test_benchmark_prints_its_table(command, rows):
+    program, *flags = command.split()
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / program, *flags], capture_output=True, text=True, check=True
+    )
+    head, rule, *table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == rows
+    assert {line.count("|") for line in (head, rule, *table)} == {head.count("|")}
+    assert all(cell.strip() for line in table for cell in line.split("|")[1:-1])
