@@ -109,8 +109,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what is freed instead of giving it back to the kernel; a no-op with another C library.
 
     oneDNN's LSTM takes and frees megabytes at each call. Given back, every page is faulted in again by the next step:
-    up to 450,000 faults an epoch of 6000 images against some hundred, 1.5 times as long, for 2 % more memory
-    (benchmarks/set_up.py, which also shows tcmalloc to do as well, where it can be preloaded).
+    up to 1.5 times as long, for 2 % less memory at most (benchmarks/set_up.py; the figures stand in the README).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -18,9 +18,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from machine import machine
+from machine import ROOT, machine
 
-ROOT = Path(__file__).resolve().parents[1]
 PRINTED = {  # recipe: epochs, what the tutorial prints, in percent
     "mlp": (30, "97.90"),
     "sgd": (30, "above 99.7"),

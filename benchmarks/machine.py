@@ -1,10 +1,12 @@
-"""The line under every measurement: what it was measured on."""
+"""What the measurements share: where the scripts are, and the line that says what was measured on."""
 
 import os
 import platform
 from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def machine() -> str:

@@ -19,9 +19,8 @@ import termios
 import threading
 from pathlib import Path
 
-from machine import machine
+from machine import ROOT, machine
 
-ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 5
 
 

@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import machine
-from speed import ROOT, write_part
+from machine import ROOT, machine
+from speed import cell, write_part
 
 import common
 import lstm_mnist
@@ -76,6 +76,7 @@ def main():
                 env = {**os.environ, "LD_PRELOAD": args.preload} if variant not in VARIANTS else None
                 own = ["--recipe", recipe, "--folder", folder, "--left-out", *variants[variant]]
                 command = [sys.executable, __file__, *own]
+                # stderr passes through: there the system's loader says when it cannot preload the library
                 done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True)
                 results[recipe, variant].append(json.loads(done.stdout.splitlines()[-1]))
 
@@ -84,9 +85,7 @@ def main():
     for (recipe, variant), found in results.items():
         middle = {key: statistics.median(result[key] for result in found) for key in found[0]}
         base = statistics.median(result["seconds"] for result in results[recipe, "as it is"])
-        seconds = [result["seconds"] for result in found]
-        row = [recipe, variant, f"**{middle['seconds'] / base:.2f}**"]
-        row += [f"{middle['seconds']:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"]
+        row = [recipe, variant, f"**{middle['seconds'] / base:.2f}**", cell([result["seconds"] for result in found])]
         print(f"| {' | '.join(row)} | {middle['faults']:.0f} | {middle['memory']:.0f} |")
     print(f"\n{machine()}; n = {args.rounds} processes, medians, (min to max)")
 

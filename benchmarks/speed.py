@@ -31,12 +31,11 @@ import time
 from pathlib import Path
 
 import torch
-from machine import machine
+from machine import ROOT, machine
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import common  # noqa: E402

@@ -12,11 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from machine import machine
+from machine import ROOT, machine
 
-ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = "import torch, torchvision"
 PROGRAMS = {  # what is started, and how the line begins that is waited for
     IMPORTS: (["-c", f"{IMPORTS}\nprint('done', flush=True)"], "done"),

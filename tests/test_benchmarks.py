@@ -1,10 +1,7 @@
 """The benchmarks' counting, and that their commands run."""
 
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
+from conftest import ROOT, call
 
 
 @pytest.fixture
@@ -49,9 +46,8 @@ def test_part_of_mnist_reads_as_mnist(speed, tmp_path, digits):
 )
 def test_benchmark_prints_its_table(command, rows):
     program, *flags = command.split()
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / program, *flags], capture_output=True, text=True, check=True
-    )
+    done = call(f"benchmarks/{program}", *flags)
+    assert done.returncode == 0, done.stderr
     head, rule, *table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(table) == rows
     assert {line.count("|") for line in (head, rule, *table)} == {head.count("|")}

@@ -186,21 +186,23 @@ def test_bf16_trains_otherwise_and_about_as_well(script, small, tmp_path, capsys
     assert {value.dtype for value in torch.load(model, weights_only=True).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("flags", [[], pytest.param(["--bf16"], marks=pytest.mark.slow)])
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
-def test_compiled_steps_train_as_the_loop_does(tiny, tmp_path, capsys):
+def test_compiled_steps_train_as_the_loop_does(flags, tiny, tmp_path, capsys):
     """250 images at 20 a batch: a short last batch too."""
     records, models = [], []
     for compiled in ([], ["--compile"]):
         log, model = tmp_path / f"{len(records)}.jsonl", tmp_path / f"{len(records)}.pth"
         files = ["--log", str(log), "--save-model", str(model)]
-        mlp_mnist.main(["--epochs", "2", "--lr", "0.1", "--data-dir", str(tiny), *files, *compiled])
+        mlp_mnist.main(["--epochs", "2", "--lr", "0.1", "--data-dir", str(tiny), *files, *flags, *compiled])
         records.append(json.loads(log.read_text().splitlines()[-1]))
         models.append(torch.load(model, weights_only=True))
     capsys.readouterr()
-    torch.testing.assert_close(*models, rtol=1e-4, atol=1e-5)
+    near = dict(rtol=0.05, atol=0.005) if flags else dict(rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*models, **near)
     torch.manual_seed(1)
     assert not torch.allclose(models[0]["fc1.weight"], mlp_mnist.Net().state_dict()["fc1.weight"], atol=0.005)
-    assert records[0]["train_loss"] == pytest.approx(records[1]["train_loss"], rel=1e-4)
+    assert records[0]["train_loss"] == pytest.approx(records[1]["train_loss"], rel=0.02 if flags else 1e-4)
 
 
 def test_compile_without_a_compiler_ends_in_one_line(tiny, tmp_path):
