@@ -1,20 +1,25 @@
-"""What both scripts need: shared flags, set-up, accuracy, records of a run, clean exits."""
+"""Data loaders, accuracy, timing and flags: what a script needs beside it. Copied together, the two train.
+
+Flags that read or write files, clean exits and the care for the data set's files are in support/.
+"""
+
+try:
+    from support import exits  # before the imports that take seconds: from here on Ctrl-C ends in one line
+except ImportError:  # copied without support/
+    exits = None
 
 import argparse
 import contextlib
 import ctypes
-import errno
+import functools
 import inspect
-import json
+import itertools
 import math
-import os
-import signal
 import statistics
 import sys
 import time
-import uuid
+import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,316 +27,95 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 DATA_DIR = Path(__file__).resolve().parent / "data"
+DATASETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's classes and folders
+CLASSES = {"mnist": [*"0123456789"], "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]}
+CLASSES["fashion-mnist"] = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
+CLASSES["fashion-mnist"] += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+NEED_SUPPORT = ["save_model", "load_model", "checkpoint", "predict", "log", "plot", "compile"]
+say = functools.partial(print, flush=True)  # at once, also into a pipe
+RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
-def set_up(args: argparse.Namespace) -> None:
-    """Prepare the process for training: allocator, denormals, output line by line, and the files to be written.
+class Loader:
+    """Batches `(images (B, 1, 28, 28) float32, labels (B,) int64)` of a data set that lives on the device as bytes.
 
-    Call it before the first tensor is computed: threads inherit the processor's denormal mode when they start.
-    """
-    if sys.stdout:  # None where the process was started without one
-        sys.stdout.reconfigure(line_buffering=True)
-    keep_freed_memory()
-    for kind in (np.float32, np.float64):
-        np.finfo(kind)  # older numpys measure this at first use, and warn where denormals are flushed by then
-    # Numbers under 1e-38 are slow on some processors; benchmarks/set_up.py saw no difference beyond its noise.
-    torch.set_flush_denormal(True)
-    for file in filter(None, (args.save_model, args.checkpoint, args.log)):
-        check_writable(file)
-    if args.plot:
-        check_writable(args.plot / "curves.png")
-
-
-def check_writable(file: Path) -> None:
-    """Make the file's folder and try that a file can be written there; SystemExit with one line if not.
-
-    Training can take hours; a path that cannot be written is better found before it.
-    """
-    if file.is_dir():
-        raise SystemExit(f"{file}: is a folder; name a file in it")
-    if file.exists() and not file.is_file():
-        raise SystemExit(f"{file}: is no regular file; name another")
-    trial = file.with_name(f".{file.name}.trial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(trial, "wb") as f:
-            f.write(bytes(1 << 20))
-            f.flush()
-            os.fsync(f.fileno())
-        if file.exists():
-            open(file, "ab").close()
-    except OSError as error:
-        raise SystemExit(f"{file}: cannot be written ({error.strerror}); name a place that can") from None
-    finally:
-        with contextlib.suppress(OSError):
-            trial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def clean_exit(args: argparse.Namespace):
-    """End what stops a run from outside in one line: Ctrl-C with status 130, SIGTERM with 143, a closed pipe with 141.
-
-    A machine that fails (memory, a full disk, no compiler) ends it with status 1. What the last whole epoch left stays.
+    With a generator each pass is in a new random order, without one in the given order; the last batch may be short.
+    Values are those of `ToTensor()`, and of `Normalize([0.5], [0.5])` after it if `normalize`.
     """
 
-    def stop(*_):
-        raise KeyboardInterrupt("terminated", 143)
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int, generator=None, normalize=False):
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.generator, self.normalize = generator, normalize
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        how, status = error.args or ("interrupted", 130)
-        kept = "nothing is kept (--checkpoint FILE keeps each epoch)"
-        if args.checkpoint:
-            kept = f"the same command goes on after the last whole epoch, from {args.checkpoint}"
-        print(f"{how}: {kept}", file=sys.stderr)
-        raise SystemExit(status) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
-        raise SystemExit(141) from None
-    except OSError as error:
-        raise SystemExit(f"stopped: {error}") from None
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):
-            remedy = "lower --batch-size or --test-batch-size"
-        elif getattr(args, "compile", False) and "ompile" in str(error):
-            remedy = "--compile needs a C++ compiler that works, such as g++; go without it"
-        else:
-            raise
-        reason = (str(error).splitlines() or ["out of memory"])[0]
-        raise SystemExit(f"stopped: {reason}; {remedy}") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __len__(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def __iter__(self):
+        size, total = self.batch_size, len(self.labels)
+        order = torch.randperm(total, generator=self.generator) if self.generator else torch.arange(total)
+        # Indexing costs as much for one small batch as for many: gather thousands of images, then cut them apart.
+        for index in order.to(self.labels.device).split(size * max(1, 3200 // size)):
+            images = to_float(self.images.index_select(0, index), self.normalize)
+            yield from zip(images.split(size), self.labels[index].split(size))
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed instead of giving it back to the kernel; a no-op with another C library.
-
-    oneDNN's LSTM takes and frees megabytes at each call. Given back, every page is faulted in again by the next step:
-    up to 1.5 times as long, for 2 % less memory at most (benchmarks/set_up.py; the figures stand in the README).
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, -1)
+def to_float(images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+    """Bytes `(N, 28, 28)` as float32 `(N, 1, 28, 28)`, from 0 to 1, or from -1 to 1 if `normalize`."""
+    images = images[:, None].float().div_(255)
+    return images.sub_(0.5).div_(0.5) if normalize else images
 
 
-def device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` is the accelerator where there is one, else the CPU.
+def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Training and test set of a torchvision root: bytes `(N, 28, 28)` and int64 labels `(N,)` each."""
+    if exits:
+        from support import archives
 
-    Raises argparse.ArgumentTypeError for a name torch does not know or a device that is not there.
-    """
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name == "auto":
-        return here or torch.device("cpu")
-    try:
-        wanted = torch.device(name)
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{name!r} is no device; use auto, cpu, cuda, cuda:1, mps or xpu") from None
-    if wanted.type != "cpu" and (
-        here is None or wanted.type != here.type or (wanted.index or 0) >= torch.accelerator.device_count()
-    ):
-        raise argparse.ArgumentTypeError(f"{name!r} is not on this machine; use auto or cpu")
-    return wanted
+        return archives.read(root, DATASETS[name])
+    from torchvision import datasets
+
+    kind = getattr(datasets, DATASETS[name])
+    return [(part.data, part.targets) for part in (kind(root, train, download=True) for train in (True, False))]
 
 
-def whole(least: int, most: int = 2**31 - 1):
-    """An argparse type: a whole number from `least` to `most`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-        return value
-
-    return parse
+def loaders(args) -> tuple[Loader, Loader]:
+    """The training loader, shuffled from `args.seed`, and the test loader; each of one batch with `--dry-run`."""
+    both = []
+    sizes, generator = (args.batch_size, args.test_batch_size), torch.Generator().manual_seed(args.seed)
+    for (images, labels), size, order in zip(read(args.data_dir, args.dataset), sizes, (generator, None)):
+        count = size if args.dry_run else len(labels)
+        images, labels = images[:count].to(args.device), labels[:count].to(args.device)
+        both.append(Loader(images, labels, size, order, args.normalize))
+    return tuple(both)
 
 
-def positive(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, such as 0.01")
-    return value
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line, without the usage before it."""
-
-    def error(self, message: str):
-        message = " ".join(message.splitlines())
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
-
-
-def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with the flags both scripts share; `doc` is the script's docstring."""
-    p = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument("--epochs", type=whole(0), metavar="N", help="default: the tutorial's")
-    p.add_argument("--batch-size", type=whole(1), metavar="N", help="default: the tutorial's")
-    p.add_argument("--test-batch-size", type=whole(1), metavar="N", help="default: the tutorial's")
-    p.add_argument("--lr", type=positive, metavar="RATE", help="learning rate (default: the tutorial's)")
-    p.add_argument("--seed", type=whole(0, 2**63 - 1), default=1, metavar="S", help="everything random (default: 1)")
-    p.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
-    p.add_argument("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="a torchvision MNIST root")
-    p.add_argument("--bf16", action="store_true", help="bfloat16 autocast in training")
-    p.add_argument("--dry-run", action="store_true", help="one batch of training, one of test")
-    p.add_argument("--log-interval", type=whole(0), metavar="N", help="a line every N steps (default: the tutorial's)")
-    p.add_argument("--save-model", type=Path, metavar="FILE", help="write the trained state_dict")
-    p.add_argument("--load-model", type=Path, metavar="FILE", help="start from it; with --epochs 0: evaluate it")
-    p.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="kept after each epoch; where it exists, go on from it"
-    )
-    p.add_argument("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each")
-    p.add_argument("--log", type=Path, metavar="FILE", help="append one JSON object an epoch")
-    p.add_argument("--plot", type=Path, metavar="DIR", help="write the pictures there")
-    return p
-
-
-def parse(p: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The command line, checked as a whole; SystemExit with status 2 and one line where flags do not go together."""
-    args = p.parse_args(argv)
-    if args.predict and not args.load_model:
-        p.error("--predict needs --load-model FILE, the trained model")
-    files = {}
-    for flag, file in (("--save-model", args.save_model), ("--checkpoint", args.checkpoint), ("--log", args.log)):
-        if file and (other := files.setdefault(file.resolve(), flag)) != flag:
-            p.error(f"{other} and {flag} both name {file}; give each its own")
-    return args
-
-
-def override(recipe: dict, args: argparse.Namespace) -> SimpleNamespace:
-    """The recipe with what the flags of the same names set in its place."""
-    chosen = {name: getattr(args, name, None) for name in recipe}
-    settings = SimpleNamespace(**{name: recipe[name] if chosen[name] is None else chosen[name] for name in recipe})
-    if args.dry_run:
-        settings.epochs = min(settings.epochs, 1)
-    return settings
-
-
-def optimizer(name: str, model: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
-    """`torch.optim`'s optimizer of that name over the model's parameters, in its variant with the fewest kernels."""
-    kind = getattr(torch.optim, name)
+def optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
+    """torch.optim's `args.optimizer` at `args.lr`, in its variant with the fewest kernels."""
+    kind = getattr(torch.optim, args.optimizer)
     variant = "fused" if "fused" in inspect.signature(kind).parameters else "foreach"
-    return kind(model.parameters(), lr=lr, **{variant: True})
+    return kind(model.parameters(), lr=args.lr, **{variant: True})
 
 
-def evaluate(model: torch.nn.Module, loader) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The model's outputs and the labels, batch by batch, without gradients; what `score` and `report` take."""
-    model.eval()
-    with torch.no_grad():
-        return [(model(images), labels) for images, labels in loader]
+def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
+    """Let the model compute in bfloat16 while it trains (`--bf16`); its outputs, and so the loss, stay float32."""
+    forward = model.forward
+
+    def autocast(images):
+        with torch.autocast(device.type, torch.bfloat16, enabled=model.training):
+            return forward(images).float()
+
+    model.forward = autocast
 
 
 def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over all samples of `[(outputs (B, 10), labels (B,)), …]`."""
-    output, label = map(torch.cat, zip(*seen))
-    loss = F.cross_entropy(output.float(), label)
-    accuracy = (output.argmax(1) == label).float().mean()
+    outputs, labels = map(torch.cat, zip(*seen))
+    loss = F.cross_entropy(outputs.float(), labels)
+    accuracy = (outputs.argmax(1) == labels).float().mean()
     return tuple(torch.stack((loss, accuracy)).tolist())
 
 
-def progress(loader, epoch: int, seen: list):
-    """The loader's batches under a progress bar with the loss and accuracy of what `seen` holds; on a terminal only."""
-    # drawn once a second: the scores of all that was seen take a millisecond or two
-    with tqdm(total=len(loader), desc=f"Epoch {epoch}", leave=False, disable=None, mininterval=1) as bar:
-        if bar.disable:
-            yield from loader
-            return
-        for step, batch in enumerate(loader, 1):
-            yield batch
-            if step % 16 == 0 and bar.update(16):  # true when the bar was drawn
-                loss, accuracy = score(seen)
-                bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.4f}", refresh=False)
-
-
-def autocast(args: argparse.Namespace):
-    """What to open around a training step: bfloat16 autocast with `--bf16`, else nothing."""
-    if args.bf16:
-        return lambda: torch.autocast(args.device.type, torch.bfloat16)
-    return contextlib.nullcontext
-
-
-def running(epoch: int, epochs: int, step: int, seen, model, loader) -> str:
-    """004's line within an epoch: loss and accuracy of the epoch's training samples so far."""
-    loss, accuracy = score(seen)
-    return f"[{epoch + 1}/{epochs}] Loss: {loss:.6f}, Acc: {accuracy:.6f}"
-
-
-def describe(script: str, name: str, model: torch.nn.Module, recipe: SimpleNamespace, args, **more) -> dict:
-    """Print the line before training and return what identifies the run in `--log` and `--checkpoint`."""
-    parameters = sum(p.numel() for p in model.parameters())
-    kind = " ".join([type(model).__name__, *more.values()])
-    print(
-        f"{name}: {kind}, {parameters:,} parameters, {recipe.optimizer} lr {recipe.lr:g}, "
-        f"batch {recipe.batch_size}, {recipe.epochs} epochs, {args.device}, seed {args.seed}"
-    )
-    settings = {key: getattr(recipe, key) for key in ("optimizer", "lr", "batch_size", "test_batch_size", "normalize")}
-    run = {"script": Path(script).name, "recipe": name, **more, "seed": args.seed, "device": str(args.device)}
-    run |= {**settings, "bf16": args.bf16, "dry_run": args.dry_run, "parameters": parameters}
-    return {**run, "run": uuid.uuid4().hex[:12]}
-
-
-def record(run: dict, epoch: int, seen, valid, start: float) -> dict:
-    """An epoch of a run as `--log` writes it: loss and accuracy over samples, and the seconds since `start`.
-
-    Raises SystemExit with one line where a loss is not finite.
-    """
-    (train_loss, train_acc), (valid_loss, valid_acc) = score(seen), score(valid)
-    seconds = time.perf_counter() - start
-    if not math.isfinite(train_loss + valid_loss):
-        losses = [F.cross_entropy(output.float(), label).item() for output, label in seen]
-        step = next((k for k, loss in enumerate(losses, 1) if not math.isfinite(loss)), len(seen))
-        raise SystemExit(f"epoch {epoch}, step {step}: the loss is not finite; lower --lr (it is {run['lr']:g})")
-    scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
-    return {**run, "epoch": epoch, **scores, "seconds": seconds}
-
-
-def complete_log(path: Path, history: list[dict]) -> None:
-    """Append what a log lacks of a run that goes on: a kill may have come between checkpoint and log."""
-    have = set()
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
-            logged = json.loads(line)
-            have.add((logged.get("run"), logged.get("epoch")))
-    append_log(path, [r for r in history if (r["run"], r["epoch"]) not in have])
-
-
-def append_log(path: Path, records: list[dict]) -> None:
-    """Append records to a file, one JSON object a line, in a single write; all of it or nothing."""
-    data = "".join(json.dumps(r) + "\n" for r in records).encode()
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        size = os.fstat(file).st_size
-        if os.write(file, data) < len(data):
-            os.ftruncate(file, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        os.close(file)
-
-
-def table(rows: list[tuple[dict, list[dict]]]) -> None:
-    """Print the comparison of several runs: `[(run, its epochs' records), …]`."""
-    print(f"\n{'recipe':<12} {'parameters':>10} {'epochs':>6} {'test accuracy':>13} {'seconds an epoch':>16}")
-    for run, history in rows:
-        accuracy, seconds = "-", "-"
-        if history:
-            accuracy = f"{100 * history[-1]['valid_acc']:.2f}%"
-            seconds = f"{statistics.median(r['seconds'] for r in history):.2f}"
-        print(f"{run['recipe']:<12} {run['parameters']:>10,} {len(history):>6} {accuracy:>13} {seconds:>16}")
-
-
 def epoch_line(r: dict) -> str:
-    """001's line an epoch, from the record that `--log` writes."""
+    """The `time-major` tutorial's line per epoch, from the record that `--log` writes."""
     minutes, seconds = divmod(int(r["seconds"]), 60)
     return (
         f"Epoch {r['epoch']}. Train Loss: {r['train_loss']:.6f}, Train Acc: {r['train_acc']:.6f}, "
@@ -340,14 +124,271 @@ def epoch_line(r: dict) -> str:
     )
 
 
-def report(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Print 003's end: the test loss, the accuracy of each digit, and overall."""
-    output, label = (torch.cat(part).cpu() for part in zip(*seen))
-    right = torch.bincount(label[output.argmax(1) == label], minlength=10).tolist()
-    total = torch.bincount(label, minlength=10).tolist()
-    print(f"Test Loss: {score(seen)[0]:.6f}\n")
-    for digit, (r, n) in enumerate(zip(right, total)):
+def report(seen: list[tuple[torch.Tensor, torch.Tensor]], names=range(10)) -> None:
+    """Print the end of the `mlp` tutorial: the test loss, the accuracy of each class, and overall.
+
+    Raises SystemExit with one line where the loss is not finite.
+    """
+    loss, _ = score(seen)
+    if not math.isfinite(loss):
+        raise SystemExit("the test loss is not finite: the weights are too large to be of use; train or load others")
+    outputs, labels = (torch.cat(part).cpu() for part in zip(*seen))
+    right = torch.bincount(labels[outputs.argmax(1) == labels], minlength=10).tolist()
+    total = torch.bincount(labels, minlength=10).tolist()
+    say(f"Test Loss: {loss:.6f}\n")
+    for name, r, n in zip(names, right, total):
         percent = f"{100 * r // n:2d}%" if n else "None"
-        print(f"The test accuracy of {digit:2d} is : {percent} ({r:2d}/{n:2d})")
+        say(f"The test accuracy of {name!s:>2} is : {percent} ({r:2d}/{n:2d})")
     r, n = sum(right), sum(total)
-    print(f"\nTest Accuracy (Overall): {100 * r / n:.2f}% ({r}/{n})")
+    say(f"\nTest Accuracy (Overall): {100 * r / n:.2f}% ({r}/{n})")
+
+
+class Run:
+    """What is printed and kept around one recipe's loop over epochs: `epochs`, `batches`, `end_epoch`, `end`.
+
+    `history` holds a record per epoch, as `--log` writes it; its records start with the run's `settings`.
+    """
+
+    def __init__(self, args, model, optimizer, train_loader, test_loader):
+        self.args, self.model, self.optimizer = args, model, optimizer
+        self.train_loader, self.test_loader, self.history = train_loader, test_loader, []
+        if args.bf16:
+            use_bfloat16(model, args.device)
+        names = ["script", "recipe", "cell", "hidden", "layers", "seed", "device", "dataset", "optimizer", "lr"]
+        names += ["batch_size", "test_batch_size", "normalize", "bf16", "compile", "dry_run"]
+        parameters, kind = sum(p.numel() for p in model.parameters()), type(model).__name__
+        self.settings = {name: getattr(args, name) for name in names if name in args}
+        self.settings |= {"device": str(args.device), "parameters": parameters}
+        say(
+            f"{args.recipe}: {f'{kind} {args.cell}' if 'cell' in args else kind}, {parameters:,} parameters, "
+            f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}, {args.epochs} epochs, {args.device}, "
+            f"seed {args.seed}"
+        )
+        if exits:
+            from support import records
+
+            records.begin(self)
+
+    def epochs(self):
+        """The epochs that are still to be trained; the clock of each starts here."""
+        while len(self.history) < self.args.epochs:
+            self.start = time.perf_counter()
+            if "opening" in self.args:
+                say(self.fill(self.args.opening))
+            yield len(self.history)
+
+    def batches(self, trained: list):
+        """The training batches of an epoch in pieces; between two pieces lines are printed and the bar moves.
+
+        `trained` must hold the outputs and labels of every batch of a piece before the next piece is asked for.
+        """
+        loader, total = iter(self.train_loader), len(self.train_loader)
+        interval, on_terminal = self.args.log_interval or total, bool(sys.stderr) and sys.stderr.isatty()
+        # drawn once a second: the scores of all that was trained take a millisecond or two
+        look = dict(desc=f"Epoch {len(self.history)}", leave=False, disable=not on_terminal, mininterval=1)
+        with tqdm(total=total, **look) as bar:
+            while (done := len(trained)) < total:
+                due = interval - done % interval
+                yield itertools.islice(loader, min(due, 16) if on_terminal else due)
+                if on_terminal and bar.update(len(trained) - done):  # true when the bar was drawn
+                    bar.set_postfix_str("loss {:.4f}, acc {:.4f}".format(*score(trained)))
+                if self.args.log_interval and len(trained) % interval == 0:
+                    bar.clear()
+                    say(self.running_line(trained))
+
+    def running_line(self, trained: list) -> str:
+        """The tutorial's line within an epoch, after as many steps as `trained` holds."""
+        form, values = getattr(self.args, "running", RUNNING), {"step": len(trained) - 1}
+        if "{first_batch" in form:
+            images, labels = next(iter(self.test_loader))
+            self.model.eval()
+            with torch.no_grad():
+                values["first_batch"] = (self.model(images).argmax(1) == labels).sum().item() / len(labels)
+        else:
+            values["loss"], values["acc"] = score(trained)
+        return self.fill(form, **values)
+
+    def fill(self, form: str, **values) -> str:
+        """One of the recipe's lines with this epoch's values in it."""
+        epoch = len(self.history)
+        return form.format(epoch=epoch, number=epoch + 1, epochs=self.args.epochs, **values)
+
+    def end_epoch(self, trained: list, tested: list) -> None:
+        """Score an epoch from its outputs and labels, save what the flags ask for, then print its lines.
+
+        Raises SystemExit with one line where a loss is not finite.
+        """
+        args, epoch = self.args, len(self.history)
+        (train_loss, train_acc), (valid_loss, valid_acc) = score(trained), score(tested)
+        seconds = time.perf_counter() - self.start
+        if not math.isfinite(train_loss + valid_loss):
+            losses = (score([batch])[0] for batch in trained)
+            step = next((k for k, loss in enumerate(losses, 1) if not math.isfinite(loss)), len(trained))
+            raise SystemExit(f"epoch {epoch}, step {step}: the loss is not finite; lower --lr (it is {args.lr:g})")
+        scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
+        lines = [self.fill(args.closing, **scores)] if "closing" in args else []
+        self.history.append({**self.settings, "epoch": epoch, **scores, "seconds": seconds})
+        if exits:
+            from support import records
+
+            records.save_epoch(self)
+        say(*lines, epoch_line(self.history[-1]), sep="\n")
+
+    def end(self, tested: list) -> tuple[torch.nn.Module, list[dict]]:
+        """Print the accuracy of each class, write the model and the pictures; returns `(model, history)`."""
+        report(tested, CLASSES[self.args.dataset])
+        if exits:
+            from support import records
+
+            records.end(self, tested, CLASSES[self.args.dataset])
+        return self.model, self.history
+
+
+def predict(model: torch.nn.Module, args) -> tuple[torch.nn.Module, list]:
+    """Answer `--predict`; returns `(model, [])`. Raises SystemExit with status 1 if a picture has no answer."""
+    from support import predict
+
+    predict.main(model, args, functools.partial(to_float, normalize=args.normalize), CLASSES[args.dataset])
+    return model, []
+
+
+def summary(results: list[tuple]) -> tuple | list[tuple]:
+    """What `main` returns: one recipe's `(model, history)`; of several recipes a list, after a table of them."""
+    if len(results) == 1:
+        return results[0]
+    say(f"\n{'recipe':<12} {'parameters':>10} {'epochs':>6} {'test accuracy':>13} {'seconds per epoch':>17}")
+    for _, history in filter(lambda result: result[1], results):
+        last, seconds = history[-1], statistics.median(r["seconds"] for r in history)
+        accuracy = f"{100 * last['valid_acc']:.2f}%"
+        say(f"{last['recipe']:<12} {last['parameters']:>10,} {len(history):>6} {accuracy:>13} {seconds:>17.2f}")
+    return results
+
+
+@contextlib.contextmanager
+def session(runs: list, threads: int | None = None):
+    """Prepare the process for training, and put it back afterwards: allocator, denormals, threads, files, signals."""
+    before = torch.get_num_threads(), torch.full((1,), 1e-40).mul(1).item() == 0
+    with contextlib.ExitStack() as stack:
+        if exits:
+            from support import files
+
+            stack.enter_context(exits.clean(runs[0]))
+            stack.enter_context(files.ready(runs))
+        keep_freed_memory()
+        for kind in (np.float32, np.float64):
+            np.finfo(kind)  # older numpys measure this at first use, and warn where denormals are flushed by then
+        # Numbers under 1e-38 are slow on some processors; benchmarks/set_up.py saw no difference beyond its noise.
+        torch.set_flush_denormal(True)  # before the first tensor is computed: threads inherit it when they start
+        torch.set_num_threads(threads or before[0])
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before[0])
+            torch.set_flush_denormal(before[1])
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of giving it back to the kernel; a no-op with another C library.
+
+    oneDNN's LSTM takes and frees megabytes at each call. Given back, every page is faulted in again by the next step:
+    up to 1.5 times as long, for 2 % less memory at most (benchmarks/set_up.py; figures in docs/speed.md).
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage before it."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (--help lists the flags)\n")
+
+    def exit(self, status: int = 0, message: str | None = None):
+        if exits:
+            with exits.clean():
+                exits.flush()  # what --help printed, perhaps into a closed pipe
+        super().exit(status, message)
+
+
+def number(kind: type, least: float, most: float = 2**31 - 1):
+    """An argparse type: an int or a float from `least` to `most`."""
+    wanted = f"an integer from {least} to {most}" if kind is int else "a number above 0, such as 0.01"
+
+    def parse(text: str):
+        with contextlib.suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+def device(name: str) -> torch.device:
+    """An argparse type: a device that is there; `auto` is the accelerator where there is one, else the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.ones(1, device=name).item()
+        return torch.device(name)
+    except Exception:  # each kind of device has its own way to say that it is not there
+        raise argparse.ArgumentTypeError(f"{name!r} is not a device of this machine; use auto or cpu") from None
+
+
+def parser(script: str, doc: str) -> Parser:
+    """A parser with the flags that all scripts share, for a script's `__file__` and `__doc__`."""
+    style = argparse.RawDescriptionHelpFormatter
+    p = Parser(prog=Path(script).name, description=doc, formatter_class=style, allow_abbrev=False)
+    count, add, file = number(int, 1), p.add_argument, dict(type=Path, metavar="FILE")
+    optimizers = ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"]
+    add("--optimizer", choices=optimizers, help="of torch.optim, with its defaults beside --lr")
+    add("--epochs", type=number(int, 0), metavar="N", help="the tutorial's, like all that has no default named here")
+    add("--batch-size", type=count, metavar="N")
+    add("--test-batch-size", type=count, metavar="N")
+    add("--lr", type=number(float, 5e-324, sys.float_info.max), metavar="RATE", help="learning rate")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="everything random (default: 1)")
+    add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
+    add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
+    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="a torchvision root (default: data/ here)")
+    add("--bf16", action="store_true", help="bfloat16 autocast in training")
+    add("--dry-run", action="store_true", help="one batch of training, one of test")
+    add("--log-interval", type=number(int, 0), metavar="N", help="loss and accuracy so far every N steps; 0: never")
+    add("--save-model", **file, help="write the trained state_dict")
+    add("--load-model", **file, help="start from it; with --epochs 0: evaluate it")
+    add("--checkpoint", **file, help="saved after each epoch; rerun to resume from it")
+    add("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
+    add("--log", **file, help="append one JSON object per epoch")
+    add("--plot", type=Path, metavar="DIR", help="write the pictures there")
+    return p
+
+
+def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Namespace]:
+    """The recipes that the command line asks for, each entry overridden by the flag of that name.
+
+    Raises SystemExit with status 2 and one line for a bad flag, or flags that contradict each other.
+    """
+    args = p.parse_args(argv)
+    names = list(recipes) if "all" in args.recipe else list(dict.fromkeys(args.recipe))
+    for name in NEED_SUPPORT:
+        if getattr(args, name, None) and not exits:
+            p.error(f"--{name.replace('_', '-')} needs the folder support/ beside {Path(__file__).name}; copy it too")
+    if args.predict and not args.load_model:
+        p.error("--predict needs --load-model FILE, the trained model")
+    if len(names) > 1 and (args.save_model or args.load_model or args.checkpoint):
+        p.error("--save-model, --load-model, --checkpoint and --predict go with one --recipe, not several")
+    if exits:
+        from support import files
+
+        if clash := files.clash(args):
+            p.error(clash)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    runs = [argparse.Namespace(**{**vars(args), **recipes[name], **given, "recipe": name}) for name in names]
+    for run in runs:
+        run.script, run.epochs = p.prog, min(run.epochs, 1) if run.dry_run else run.epochs
+        if args.plot and len(runs) > 1:
+            run.plot = args.plot / run.recipe
+    return runs

@@ -1,4 +1,4 @@
-"""What two lines of common.set_up bring and cost: keeping freed memory (mallopt) and flushing denormals.
+"""What two lines of common.session bring and cost: keeping freed memory (mallopt) and flushing denormals.
 
 python benchmarks/set_up.py                            # three rounds of the two larger LSTMs
 python benchmarks/set_up.py --preload /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4     # another allocator beside
@@ -18,10 +18,7 @@ import tempfile
 from pathlib import Path
 
 from machine import ROOT, machine
-from speed import cell, write_part
-
-import common
-import lstm_mnist
+from speed import cell, common, lstm_mnist, write_part
 
 VARIANTS = {  # what is left out of the set-up
     "as it is": (),
@@ -38,13 +35,13 @@ def run(name: str, left_out: list[str], folder: str) -> dict:
         common.keep_freed_memory = lambda: None
     if "flushing" in left_out:
         common.torch.set_flush_denormal = lambda mode: None
-    faults, record = [], common.record
+    faults, end_epoch = [], common.Run.end_epoch
 
     def counting(*args):
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        return record(*args)
+        return end_epoch(*args)
 
-    common.record = counting
+    common.Run.end_epoch = counting
     log = Path(folder, "run.jsonl")
     flags = ["--epochs", str(EPOCHS), "--log-interval", "0", "--device", "cpu", "--data-dir", folder, "--log", str(log)]
     lstm_mnist.main(["--recipe", name, *flags])

@@ -39,11 +39,11 @@ from torchvision import datasets, transforms
 sys.path.insert(0, str(ROOT))
 
 import common  # noqa: E402
+
 import lstm_mnist  # noqa: E402
 import mlp_mnist  # noqa: E402
-import mnist  # noqa: E402
 
-RECIPES = {"mlp": mlp_mnist.RECIPE, **lstm_mnist.RECIPES}
+RECIPES = mlp_mnist.RECIPES | lstm_mnist.RECIPES
 TUTORIALS = {  # what a tutorial does its own way; the rest is in the recipe
     "mlp": dict(workers=0, shuffle=False, test_gradients=False),
     "sgd": dict(workers=0, shuffle=True, test_gradients=True),
@@ -186,11 +186,11 @@ def backends(python: str) -> list[str]:
     return found[1:] if "keras" in found else []
 
 
-def write_part(folder: Path) -> None:
-    """The first images of each set as unpacked IDX files in a torchvision MNIST root."""
+def write_part(folder: Path, counts: tuple = QUICK) -> None:
+    """The first images of each set, or all (None), as unpacked IDX files in a torchvision MNIST root."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for (images, labels), part, count in zip(mnist.read_mnist(common.DATA_DIR), ("train", "t10k"), QUICK):
+    for (images, labels), part, count in zip(common.read(common.DATA_DIR), ("train", "t10k"), counts):
         for data, kind in ((images, "images-idx3"), (labels.byte(), "labels-idx1")):
             data = data[:count].contiguous()
             head = bytes([0, 0, 8, data.dim()]) + b"".join(size.to_bytes(4, "big") for size in data.shape)
@@ -205,7 +205,7 @@ def cell(seconds: list[float]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=common.whole(1), default=3, metavar="N", help="default: 3")
+    parser.add_argument("--rounds", type=common.number(int, 1), default=3, metavar="N", help="default: 3")
     parser.add_argument("--recipe", nargs="+", choices=TUTORIALS, default=list(TUTORIALS), help="one or several")
     parser.add_argument("--quick", action="store_true", help="6000 images of training and 1000 of test")
     parser.add_argument(
@@ -229,10 +229,9 @@ def main():
     seconds = {(name, side): [] for name in args.recipe for side in sides[name]}
     best, versions = 0.0, {}
     with tempfile.TemporaryDirectory() as part:
-        folder = Path(part) if args.quick else common.DATA_DIR
-        if args.quick:
-            write_part(folder)
-        counts = [len(labels) for _, labels in mnist.read_mnist(folder)]  # unpacks, before any clock runs
+        folder = Path(part)
+        write_part(folder, QUICK if args.quick else (None, None))  # torchvision reads unpacked files alone
+        counts = [len(labels) for _, labels in common.read(folder)]
         for turn in range(1, args.rounds + 1):
             best = max(best, last_line([sys.executable, __file__, "--side", "peak"])["rate"])
             for name, side in seconds:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import ROOT, call
 
-import common
 import lstm_mnist
 import mlp_mnist
+from support import files
 
 MAINS = {"mlp": mlp_mnist.main, "lstm": lstm_mnist.main}
 HUGE = "9" * 30
@@ -164,7 +164,7 @@ def test_missing_folders_are_made_for_all_four(script, tiny, tmp_path):
 def test_the_trial_keeps_what_is_there(flag, tmp_path):
     file = tmp_path / "x"
     file.write_bytes(b"there before")
-    common.set_up(common.parser("").parse_args([flag, str(file)]))
+    files.check_writable(file, appended=flag == "--log")
     assert file.read_bytes() == b"there before"
     assert list(tmp_path.iterdir()) == [file]
 

@@ -29,7 +29,7 @@ def test_operations_are_those_of_the_shapes(name, first, others, speed):
 
 def test_part_of_mnist_reads_as_mnist(speed, tmp_path, digits):
     speed.write_part(tmp_path)
-    for (images, labels), (part, marks), count in zip(digits, speed.mnist.read_mnist(tmp_path), speed.QUICK):
+    for (images, labels), (part, marks), count in zip(digits, speed.common.read(tmp_path), speed.QUICK):
         assert part.equal(images[:count])
         assert marks.equal(labels[:count])
 

@@ -1,7 +1,10 @@
 """Faults injected: full disks, files from strangers, broken data, losses that explode, pipes and signals."""
 
+import common
+
 import contextlib
 import errno
+import io
 import os
 import pickle
 import random
@@ -9,24 +12,22 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, start, write_idx
+from conftest import Fork, write_idx
 from test_arguments import MAINS, refused
 from torchvision.datasets import MNIST
 
-import checkpoint
-import common
 import lstm_mnist
 import mlp_mnist
-import mnist
+from support import checkpoint, files, records
 
 RAW = common.DATA_DIR / "MNIST" / "raw"
 FLAGS = ["--save-model", "--checkpoint", "--log", "--plot"]
@@ -110,8 +111,8 @@ def test_a_disk_that_fills_up_while_training(flag, mount, tiny, monkeypatch, cap
         files[0].write_bytes(b"\n" * (1 << 16))
     before = {file: file.read_bytes() for file in files}
     capsys.readouterr()
-    record = common.record
-    monkeypatch.setattr(common, "record", lambda *words: fill(disk) or record(*words))
+    end_epoch = common.Run.end_epoch
+    monkeypatch.setattr(common.Run, "end_epoch", lambda *words: fill(disk) or end_epoch(*words))
     with pytest.raises(SystemExit) as stop:
         mlp_mnist.main([*argv, "--batch-size", "20"])
     assert capsys.readouterr().err == ""
@@ -131,7 +132,7 @@ def test_a_write_that_fails_leaves_the_old_file(call, code, tmp_path, monkeypatc
         raise OSError(code, os.strerror(code))
 
     if call == "open":
-        monkeypatch.setattr(checkpoint, "open", fail, raising=False)
+        monkeypatch.setattr(files, "open", fail, raising=False)
     else:
         monkeypatch.setattr(os, call, fail)
     with pytest.raises(SystemExit, match=r"m\.pth: cannot be written") as stop:
@@ -157,11 +158,11 @@ def test_a_disk_that_cannot_sync_folders_is_good_enough(tmp_path, monkeypatch):
 
 def test_a_log_is_appended_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "runs.jsonl"
-    common.append_log(file, [{"epoch": 0}])
+    records.append(file, [{"epoch": 0}])
     write = os.write
     monkeypatch.setattr(os, "write", lambda number, data: write(number, data[:5]))  # a disk with five bytes left
     with pytest.raises(OSError, match="runs.jsonl"):
-        common.append_log(file, [{"epoch": 1}])
+        records.append(file, [{"epoch": 1}])
     monkeypatch.undo()
     assert file.read_text() == '{"epoch": 0}\n'
 
@@ -177,20 +178,23 @@ def small_model():
 RUN = dict(script="lstm_mnist.py", recipe="last-hidden", cell="lstm", seed=1, device="cpu", lr=0.01, run="abc")
 
 
+def fresh(model=None, seed=1):
+    """As much of a `common.Run` as a checkpoint keeps, before its first epoch."""
+    model = model or lstm_mnist.LastHidden(28, 8, 1, 10)
+    optimizer = common.optimizer(model, SimpleNamespace(optimizer="Adam", lr=0.01))
+    loader = SimpleNamespace(generator=torch.Generator().manual_seed(seed))
+    return SimpleNamespace(model=model, optimizer=optimizer, train_loader=loader, settings=RUN, history=[])
+
+
 def trained(epochs=2):
-    """A model, its optimizer after a few steps, the loader's generator, and the epochs' records."""
-    model = small_model()
-    optimizer = common.optimizer("Adam", model, 0.01)
+    """The same after a few steps."""
+    run = fresh(small_model(), seed=9)
     for _ in range(epochs):
-        F.cross_entropy(model(torch.rand(5, 1, 28, 28)), torch.arange(5)).backward()
-        optimizer.step()
+        F.cross_entropy(run.model(torch.rand(5, 1, 28, 28)), torch.arange(5)).backward()
+        run.optimizer.step()
     scores = dict(train_loss=2.0, train_acc=0.1, valid_loss=2.5, valid_acc=0.2, seconds=1.5)
-    return model, optimizer, torch.Generator().manual_seed(9), [{**RUN, "epoch": k, **scores} for k in range(epochs)]
-
-
-def fresh():
-    model = lstm_mnist.LastHidden(28, 8, 1, 10)
-    return model, common.optimizer("Adam", model, 0.01), torch.Generator().manual_seed(1)
+    run.history = [{**RUN, "epoch": k, **scores} for k in range(epochs)]
+    return run
 
 
 def same(a, b) -> bool:
@@ -242,8 +246,7 @@ def changed(name, change):
 
 
 def put_checkpoint(path):
-    model, optimizer, generator, history = trained()
-    checkpoint.save_checkpoint(path, model, optimizer, generator, RUN, history)
+    checkpoint.save_run(path, trained())
 
 
 def cut(path):
@@ -305,13 +308,13 @@ def test_checkpoints_from_strangers(name, tmp_path, recwarn):
     file = tmp_path / "c.pth"
     {**STRANGERS, "a model file": put(lambda: small_model().state_dict())}[name](file)
     content = None if file.is_dir() else file.read_bytes()
-    model, optimizer, generator = fresh()
-    before = copy(model.state_dict())
+    run = fresh()
+    before = copy(run.model.state_dict())
     with pytest.raises(SystemExit) as stop:
-        checkpoint.resume(file, RUN, model, optimizer, generator, 5)
+        checkpoint.resume(file, run)
     one_line(stop, file)
     assert [str(warning.message) for warning in recwarn] == []  # each would be a line more on stderr
-    assert same(copy(model.state_dict()), before)
+    assert same(copy(run.model.state_dict()), before)
     assert file.is_dir() or file.read_bytes() == content
 
 
@@ -374,12 +377,12 @@ def test_doctored_checkpoints(name, tmp_path):
     DOCTORED[name](parts)
     torch.save(parts, file)
     content = file.read_bytes()
-    model, optimizer, generator = fresh()
-    before = copy(model.state_dict())
+    run = fresh()
+    before = copy(run.model.state_dict())
     with pytest.raises(SystemExit) as stop:
-        checkpoint.resume(file, RUN, model, optimizer, generator, 5)
+        checkpoint.resume(file, run)
     one_line(stop, file)
-    assert same(copy(model.state_dict()), before)
+    assert same(copy(run.model.state_dict()), before)
     assert file.read_bytes() == content
 
 
@@ -395,12 +398,11 @@ def test_a_pickle_that_runs_a_command_does_not_run_it(how, tmp_path, recwarn):
         torch.save({**dict.fromkeys(checkpoint.PARTS), "run": command}, file)
     else:
         torch.save(command, file, _use_new_zipfile_serialization=how == "zip")
-    model, optimizer, generator = fresh()
     with pytest.raises(SystemExit) as stop:
-        checkpoint.load_model(file, model)
+        checkpoint.load_model(file, fresh().model)
     one_line(stop, file)
     with pytest.raises(SystemExit) as stop:
-        checkpoint.resume(file, RUN, model, optimizer, generator, 5)
+        checkpoint.resume(file, fresh())
     one_line(stop, file)
     assert not marker.exists()
     assert [str(warning.message) for warning in recwarn] == []  # each would be a line more on stderr
@@ -411,14 +413,17 @@ def test_a_pickle_that_runs_a_command_does_not_run_it(how, tmp_path, recwarn):
     assert marker.exists()
 
 
-def test_a_model_file_in_torchs_older_format_loads(tmp_path):
+def test_a_model_file_in_torchs_older_format_loads_with_a_word(tmp_path, capsys):
     file = tmp_path / "m.pth"
     state = copy(small_model().state_dict())
     torch.save(state, file, _use_new_zipfile_serialization=False)
-    model, *_ = fresh()
+    model = fresh().model
     assert not same(copy(model.state_dict()), state)
     checkpoint.load_model(file, model)
     assert same(copy(model.state_dict()), state)
+    err = capsys.readouterr().err
+    assert err.startswith(f"{file}: is in torch's old format, without checksums")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("script", MAINS)
@@ -492,7 +497,7 @@ def test_fuzzed_model_files_are_refused_or_right(kind, tmp_path):
     saved = copy(small_model().state_dict())
     checkpoint.save(file, saved)
     data = file.read_bytes()
-    model, *_ = fresh()
+    model = fresh().model
     blank, refusals = copy(model.state_dict()), 0
     for seed in range(500):
         file.write_bytes(damaged(data, seed, kind))
@@ -511,24 +516,26 @@ def test_fuzzed_checkpoints_are_refused_or_right(kind, tmp_path):
     file = tmp_path / "c.pth"
     put_checkpoint(file)
     data = file.read_bytes()
-    model, optimizer, generator, history = trained()
+    run = trained()
     random_state = torch.load(file, weights_only=True)["random"][0]
     refusals = 0
     for seed in range(500):
         file.write_bytes(damaged(data, seed, kind))
-        another, its_optimizer, its_generator = fresh()
-        blank = copy(another.state_dict())
-        line, returned = attempt(checkpoint.resume, file, RUN, another, its_optimizer, its_generator, 5)
+        other = fresh()
+        blank = copy(other.model.state_dict())
+        line, _ = attempt(checkpoint.resume, file, other)
         if line:
             refusals += 1
             assert str(file) in line, seed
             assert len(line.splitlines()) == 1, seed
-            assert same(copy(another.state_dict()), blank), seed
+            assert same(copy(other.model.state_dict()), blank), seed
         else:
-            assert same(returned, (RUN, history)), seed
-            assert same(copy(another.state_dict()), copy(model.state_dict())), seed
-            assert same(its_optimizer.state_dict(), optimizer.state_dict()), seed
-            assert same([its_generator.get_state(), torch.get_rng_state()], [generator.get_state(), random_state]), seed
+            assert same((other.settings, other.history), (RUN, run.history)), seed
+            assert same(copy(other.model.state_dict()), copy(run.model.state_dict())), seed
+            assert same(other.optimizer.state_dict(), run.optimizer.state_dict()), seed
+            random_states = [loader.generator.get_state() for loader in (other.train_loader, run.train_loader)]
+            assert same(*random_states), seed
+            assert same(torch.get_rng_state(), random_state), seed
     assert refusals > 250
 
 
@@ -640,51 +647,57 @@ def test_a_broken_archive_is_named_and_left_alone(archive, damage, tmp_path, off
 @pytest.mark.parametrize(
     "damage", [remove(IMAGES), edit(IMAGES, lambda d: d[:999]), edit(TEST_LABELS, lambda d: b"")], ids=range(3)
 )
-def test_what_a_kill_left_half_unpacked_is_unpacked_again(damage, tmp_path, offline, digits, capsys):
+def test_what_a_kill_left_half_unpacked_is_read_from_the_archive(damage, tmp_path, offline, digits, unpacked, capsys):
     raw = archives(tmp_path) / "MNIST" / "raw"
     for name in (IMAGES, LABELS, TEST_IMAGES, TEST_LABELS):
-        shutil.copy(RAW / name, raw / name)
+        shutil.copy(unpacked / "MNIST" / "raw" / name, raw / name)
     damage(raw)
-    assert same(mnist.read_mnist(tmp_path), digits)
+    before = contents(raw)
+    assert same(common.read(tmp_path), digits)
+    assert contents(raw) == before
     assert offline == []
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("state", ["whole", "one missing", "one cut"])
 def test_images_of_ones_own_are_never_written_over(state, tiny, tmp_path, offline):
-    """Not even where the official archives lie beside them: it may end in one line, or read them."""
+    """Nor taken for the official ones where their archives lie beside them: one of the two must go."""
     raw = archives(tmp_path) / "MNIST" / "raw"
     for name in (IMAGES, LABELS, TEST_IMAGES, TEST_LABELS):
         shutil.copy(tiny / "MNIST" / "raw" / name, raw / name)
-    (raw / IMAGES).write_bytes((raw / IMAGES).read_bytes()[:-784] + bytes(range(196)) * 4)
     if state == "one missing":
         (raw / TEST_LABELS).unlink()
     elif state == "one cut":
         (raw / TEST_LABELS).write_bytes(b"\0\0")
-    kept = [IMAGES, LABELS, TEST_IMAGES]
-    before = {name: (raw / name).read_bytes() for name in kept}
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        common.read(tmp_path)
+    assert f"differs from {IMAGES}.gz beside it" in one_line(stop, raw / IMAGES)
+    assert contents(tmp_path) == before
+    for archive, _ in MNIST.resources:
+        (raw / archive).unlink()
     if state == "whole":
-        (images, _), _ = mnist.read_mnist(tmp_path)
-        assert images.shape == (250, 28, 28)
-        assert images[-1].flatten().tolist() == list(range(196)) * 4
-    else:
-        with pytest.raises(SystemExit) as stop:
-            mnist.read_mnist(tmp_path)
-        one_line(stop, raw)
-    assert {name: (raw / name).read_bytes() for name in kept} == before
+        assert [len(labels) for _, labels in common.read(tmp_path)] == [250, 110]
 
 
-def deny(monkeypatch, code):
-    def refuse(*_, **__):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(filelock, "FileLock", refuse)
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:16] + bytes(len(d) - 16), lambda d: d[:99] + b"!" + d[100:]], ids=range(2)
+)
+def test_an_unpacked_file_that_differs_from_its_archive_is_refused(damage, unpacked, tmp_path):
+    raw = archives(tmp_path) / "MNIST" / "raw"
+    (raw / TEST_IMAGES).write_bytes(damage((unpacked / "MNIST" / "raw" / TEST_IMAGES).read_bytes()))
+    with pytest.raises(SystemExit) as stop:
+        common.read(tmp_path)
+    assert f"differs from {TEST_IMAGES}.gz beside it" in one_line(stop, raw / TEST_IMAGES)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EPERM])
 @pytest.mark.parametrize("state", ["unpacked", "packed", "broken", "bare"])
 def test_a_folder_that_cannot_be_written(code, state, tiny, tmp_path, offline, monkeypatch, digits):
-    deny(monkeypatch, code)
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(filelock, "FileLock", refuse)
     root = tiny if state == "unpacked" else archives(tmp_path)
     raw = root / "MNIST" / "raw"
     if state in ("broken", "bare"):
@@ -694,12 +707,13 @@ def test_a_folder_that_cannot_be_written(code, state, tiny, tmp_path, offline, m
     before = contents(root)
     if state in ("broken", "bare"):
         with pytest.raises(SystemExit) as stop:
-            mnist.read_mnist(root)
-        one_line(stop, raw / LABELS)
+            common.read(root)
+        line = one_line(stop, raw / f"{LABELS}.gz")
+        assert state == "broken" or os.strerror(code) in line
     elif state == "packed":
-        assert same(mnist.read_mnist(root), digits)
+        assert same(common.read(root), digits)
     else:
-        assert [len(labels) for _, labels in mnist.read_mnist(root)] == [250, 110]
+        assert [len(labels) for _, labels in common.read(root)] == [250, 110]
     assert contents(root) == before
     assert offline == []
 
@@ -713,45 +727,68 @@ def test_a_folder_mounted_read_only(state, mount, tmp_path, offline, digits):
     system("mount", "-o", "remount,ro,bind", folder)
     with pytest.raises(OSError, match="Read-only"):
         (folder / "x").touch()
-    assert same(mnist.read_mnist(folder), digits)
+    assert same(common.read(folder), digits)
     assert offline == []
 
 
-def test_a_disk_too_small_to_unpack_on(mount, offline, digits):
+def test_a_disk_too_small_for_the_unpacked_files(mount, offline, digits):
     disk = mount("-t", "tmpfs", "-o", "size=20m", "tmpfs")
     archives(disk)
-    with pytest.raises(SystemExit) as stop:
-        mnist.read_mnist(disk)
-    assert os.strerror(errno.ENOSPC) in one_line(stop, disk)
-    system("mount", "-o", "remount,size=80m", disk)
-    assert same(mnist.read_mnist(disk), digits)
+    assert same(common.read(disk), digits)
     assert offline == []
 
 
-READ = """
-import sys
-from pathlib import Path
-import mnist
-for line in sys.stdin:
-    print([int(part.sum()) for both in mnist.read_mnist(Path(line.strip())) for part in both], flush=True)
-"""
+class Mirror:
+    """The archives as a server would give them, and what was asked for."""
+
+    def __init__(self, monkeypatch, change=lambda data: data):
+        self.asked = []
+
+        def answer(request, *_, **__):
+            name = request.full_url.rsplit("/", 1)[1]
+            data = change((RAW / name).read_bytes())
+            response = urllib.request.addinfourl(io.BytesIO(data), {}, request.full_url)
+            response.length = len(data)
+            self.asked += [] if request.get_method() == "HEAD" else [name]
+            return response
+
+        monkeypatch.setattr(urllib.request, "urlopen", answer)
+
+
+@pytest.mark.parametrize("there", [[], [IMAGES, TEST_LABELS]])
+def test_missing_archives_are_downloaded(there, tmp_path, monkeypatch, digits):
+    raw = archives(tmp_path) / "MNIST" / "raw"
+    missing = [name for name in (IMAGES, LABELS, TEST_IMAGES, TEST_LABELS) if name not in there]
+    for name in missing:
+        (raw / f"{name}.gz").unlink()
+    mirror = Mirror(monkeypatch)
+    assert same(common.read(tmp_path), digits)
+    assert list(dict.fromkeys(mirror.asked)) == [f"{name}.gz" for name in missing]
+    asked = len(mirror.asked)
+    assert sorted(f.name for f in raw.iterdir() if f.name != ".lock") == sorted(a for a, _ in MNIST.resources)
+    assert same(common.read(tmp_path), digits)
+    assert len(mirror.asked) == asked
+
+
+def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
+    Mirror(monkeypatch, change=lambda data: data[:-1])
+    with pytest.raises(SystemExit) as stop:
+        common.read(tmp_path)
+    one_line(stop, tmp_path / "MNIST" / "raw" / f"{IMAGES}.gz")
+    assert not (tmp_path / "MNIST" / "raw" / f"{IMAGES}.gz").exists()
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_four_first_runs_at_once(times, tmp_path, digits):
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
-    four = [subprocess.Popen([sys.executable, "-c", READ], cwd=ROOT, **pipes) for _ in range(4)]
-    expected = f"{[int(part.sum()) for both in digits for part in both]}\n"
-    lines = []
+def test_four_first_runs_at_once(times, tmp_path, capsys):
+    mlp_mnist.main(["--dry-run"])
+    expected = capsys.readouterr().out.split("Time")[0]
     for k in range(times):
         root = archives(tmp_path / str(k))
-        for process in four:
-            process.stdin.write(f"{root}\n")
-        lines.append([process.stdout.readline() for process in four])
-        shutil.rmtree(root)
-    errors = [process.communicate()[1] for process in four]
-    assert errors == [""] * 4
-    assert lines == [[expected] * 4] * times
+        four = [Fork("mlp_mnist.py", "--dry-run", "--data-dir", root) for _ in range(4)]
+        ends = [process.communicate() for process in four]
+        assert [err for _, err in ends] == [""] * 4
+        assert [out.split("Time")[0] for out, _ in ends] == [expected] * 4
+        assert sorted(file.name for file in (root / "MNIST" / "raw").iterdir()) == sorted(a for a, _ in MNIST.resources)
 
 
 # --- numbers
@@ -804,23 +841,18 @@ def test_the_step_named_is_the_first_that_is_not_finite():
     good, bad = torch.zeros(4, 10), torch.full((4, 10), float("nan"))
     label = torch.zeros(4, dtype=torch.long)
     seen = [(output, label) for output in (good, good, bad, good, bad)]
+    run = SimpleNamespace(args=SimpleNamespace(lr=0.5), history=[None] * 6, start=0.0)
     with pytest.raises(SystemExit, match=r"^epoch 6, step 3: .*--lr"):
-        common.record({"lr": 0.5}, 6, seen, [(good, label)], 0.0)
+        common.Run.end_epoch(run, seen, [(good, label)])
 
 
-# --- pipes and signals
-
-
-def command(script, tiny, *more, **options):
-    """A run of 500 epochs as a process, in which Ctrl-C means what it means in a terminal."""
-    usual = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    return start(f"{script}_mnist.py", "--epochs", 500, "--data-dir", tiny, *more, preexec_fn=usual, **options)
+# --- signals
 
 
 @pytest.mark.parametrize(("number", "status", "script"), [("SIGINT", 130, "mlp"), ("SIGTERM", 143, "lstm")])
 def test_signals_end_in_one_line_and_the_checkpoint_goes_on(number, status, script, tiny, tmp_path, capsys):
     kept = tmp_path / "c.pth"
-    process = command(script, tiny, "--checkpoint", kept)
+    process = Fork(f"{script}_mnist.py", "--epochs", 500, "--data-dir", tiny, "--checkpoint", kept)
     for line in process.stdout:
         if line.startswith("Epoch 0"):  # what is shown is kept
             break
@@ -833,33 +865,5 @@ def test_signals_end_in_one_line_and_the_checkpoint_goes_on(number, status, scri
     done = len(torch.load(kept, weights_only=True)["history"])
     MAINS[script](["--data-dir", str(tiny), "--epochs", str(done + 1), "--checkpoint", str(kept)])
     out = capsys.readouterr().out
-    assert f"{kept}: going on after epoch {done - 1}\n" in out
+    assert f"{kept}: resuming after epoch {done - 1}\n" in out
     assert [line.split(".")[0] for line in out.splitlines() if line.startswith("Epoch")] == [f"Epoch {done}"]
-
-
-def test_head_takes_the_first_line(tiny):
-    process = command("lstm", tiny, "--log-interval", 1)
-    assert process.stdout.readline().startswith("batch-first: ")
-    process.stdout.close()
-    err = process.stderr.read()
-    assert (process.wait(), err) == (141, "")
-    process.stderr.close()
-
-
-@pytest.mark.parametrize("script", MAINS)
-def test_a_full_disk_under_stdout(script, tiny):
-    with open("/dev/full", "w") as full:
-        process = command(script, tiny, stdout=full)
-        _, err = process.communicate()
-    assert len(err.splitlines()) == 1, err
-    assert os.strerror(errno.ENOSPC) in err
-    assert process.returncode == 1
-
-
-def test_without_a_stdout(tiny, tmp_path):
-    """As `>&-` leaves it, and some schedulers."""
-    log = tmp_path / "r.jsonl"
-    shell = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, ROOT / "mlp_mnist.py", "--data-dir", tiny]
-    run = subprocess.run([*map(str, shell), "--epochs", "1", "--log", log], capture_output=True, text=True)
-    assert "Traceback" not in run.stderr
-    assert (run.returncode, len(run.stderr.splitlines())) == (0, 0) or len(run.stderr.splitlines()) == 1

@@ -61,7 +61,7 @@ def test_time_steps_are_columns_in_time_major_and_rows_elsewhere():
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
 def test_last_hidden_state_is_the_last_output(cell, layers):
-    """002's remark: for one direction `h_n[-1]` equals the last time step of the output."""
+    """the `last-hidden` tutorial's remark: for one direction `h_n[-1]` equals the last time step of the output."""
     output, state = CELLS[cell](28, 16, layers, batch_first=True)(torch.rand(5, 28, 28))
     h_n = state[0] if isinstance(state, tuple) else state
     assert torch.equal(h_n[-1], output[:, -1, :])
@@ -106,7 +106,7 @@ def test_recipes_are_the_tutorials():
         name: [
             r[k] for k in ("optimizer", "lr", "batch_size", "test_batch_size", "epochs", "normalize", "log_interval")
         ]
-        for name, r in {**lstm_mnist.RECIPES, "mlp": mlp_mnist.RECIPE}.items()
+        for name, r in {**lstm_mnist.RECIPES, **mlp_mnist.RECIPES}.items()
     }
     assert rows == {
         "sgd": ["SGD", 0.1, 64, 128, 30, True, 0],

@@ -1,4 +1,4 @@
-"""--plot and plots.py: the pictures are there, of the right data, and the comparison's table is right."""
+"""--plot and benchmarks/runs.py: the pictures are there, of the right data, and the comparison's table is right."""
 
 import fcntl
 import json
@@ -11,12 +11,12 @@ import termios
 import numpy as np
 import pytest
 import torch
-from conftest import call, start
+from conftest import ROOT, Fork, call
 from PIL import Image
 
 import lstm_mnist
 import mlp_mnist
-import plots
+from support import plots
 
 
 @pytest.mark.parametrize(("main", "recipe"), [(mlp_mnist.main, []), (lstm_mnist.main, ["--recipe", "sgd"])])
@@ -58,13 +58,21 @@ def test_confusion_shows_the_counts():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("answer", "label")
 
 
+@pytest.fixture
+def runs(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import runs
+
+    return runs
+
+
 def record(recipe, seed, epoch, accuracy, run):
     scores = dict(train_loss=1 - accuracy, train_acc=accuracy, valid_loss=1.1 - accuracy, valid_acc=accuracy)
     base = dict(script="lstm_mnist.py", recipe=recipe, cell="lstm", seed=seed, device="cpu", run=run)
     return {**base, "epoch": epoch, **scores, "seconds": 2.0 + epoch}
 
 
-def test_comparison_of_runs(tmp_path, capsys):
+def test_comparison_of_runs(tmp_path, capsys, runs):
     accuracies = {("sgd", 1): [0.5, 0.9, 0.8], ("sgd", 2): [0.6, 0.7, 0.6], ("time-major", 1): [0.1, 0.2, 0.3]}
     records = [
         record(recipe, seed, epoch, accuracy, f"{recipe}{seed}")
@@ -74,7 +82,7 @@ def test_comparison_of_runs(tmp_path, capsys):
     lines = [json.dumps(r) for r in records]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines[:4], '{"cut', "[1]"]) + "\n")
     (tmp_path / "b.jsonl").write_text("\n".join(lines[4:]) + "\n")
-    plots.main([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--plot", str(tmp_path)])
+    runs.main([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--plot", str(tmp_path)])
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
     assert rows[0] == ["script", "recipe", "cell", "seed", "epochs", "best", "last", "s/epoch"]
@@ -85,7 +93,7 @@ def test_comparison_of_runs(tmp_path, capsys):
     assert [line.split(":")[0] for line in err.splitlines()] == [f"{tmp_path / 'a.jsonl'}, line {k}" for k in (5, 6)]
     assert Image.open(tmp_path / "runs.png").size == (1100, 440)
 
-    loss, accuracy = plots.compare(plots.read_runs([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])).axes
+    loss, accuracy = runs.compare(runs.read_runs([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])).axes
     assert [line.get_label() for line in accuracy.lines] == ["sgd (mean of 2)", "time-major"]
     assert accuracy.lines[0].get_ydata() == pytest.approx([0.55, 0.8, 0.7])
     band = accuracy.collections[0].get_paths()[0].vertices
@@ -94,11 +102,11 @@ def test_comparison_of_runs(tmp_path, capsys):
     assert (loss.get_xlabel(), loss.get_ylabel(), accuracy.get_ylabel()) == ("epoch", "valid loss", "valid accuracy")
 
 
-def test_runs_with_other_settings_are_other_curves():
-    runs = [[{**record("sgd", seed, 0, 0.5, f"{seed}{lr}"), "lr": lr}] for seed in (1, 2) for lr in (0.1, 0.01)]
-    runs.append([{**record("sgd", 1, 0, 0.5, "gru"), "cell": "gru", "lr": 0.1}])
-    assert plots.names(runs) == ["sgd, lr 0.1", "sgd, lr 0.01"] * 2 + ["sgd gru"]
-    labels = [line.get_label() for line in plots.compare(runs).axes[0].lines]
+def test_runs_with_other_settings_are_other_curves(runs):
+    several = [[{**record("sgd", seed, 0, 0.5, f"{seed}{lr}"), "lr": lr}] for seed in (1, 2) for lr in (0.1, 0.01)]
+    several.append([{**record("sgd", 1, 0, 0.5, "gru"), "cell": "gru", "lr": 0.1}])
+    assert runs.names(several) == ["sgd, lr 0.1", "sgd, lr 0.01"] * 2 + ["sgd gru"]
+    labels = [line.get_label() for line in runs.compare(several).axes[0].lines]
     assert labels == ["sgd, lr 0.1 (mean of 2)", "sgd, lr 0.01 (mean of 2)", "sgd gru"]
 
 
@@ -106,7 +114,7 @@ def test_plots_as_a_program_on_real_logs(tiny, tmp_path, capsys):
     log = tmp_path / "runs.jsonl"
     mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "2", "--log", str(log)])
     lstm_mnist.main(["--data-dir", str(tiny), "--epochs", "1", "--log", str(log), "--cell", "gru"])
-    run = call("plots.py", log, cwd=tmp_path)
+    run = call("benchmarks/runs.py", log, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert [line.split()[1:5] for line in run.stdout.splitlines()[1:]] == [
         ["mlp", "-", "1", "2"],
@@ -117,28 +125,30 @@ def test_plots_as_a_program_on_real_logs(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", [None, "", "no json\n", '{"epoch": 1}\n', b"\xff\xfe\x00"])
-def test_what_is_no_log_gets_one_line(content, tmp_path, capsys):
+def test_what_is_no_log_gets_one_line(content, tmp_path, capsys, runs):
     log = tmp_path / "runs.jsonl"
     if content is not None:
         log.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit) as end:
-        plots.main([str(log)])
+        runs.main([str(log)])
     assert str(log) in str(end.value.code)
     assert len(str(end.value.code).splitlines()) == 1
     capsys.readouterr()
 
 
-@pytest.mark.parametrize(("script", "size"), [("mlp_mnist.py", 1), ("lstm_mnist.py", 5)])
-def test_progress_bar_shows_on_a_terminal_only(script, size, small):
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("mlp_mnist.py", ["--batch-size", 1]), ("lstm_mnist.py", ["--batch-size", 4, "--hidden", 20, "--layers", 1])],
+)
+def test_progress_bar_shows_on_a_terminal_only(script, flags, small):
     """The batches are small so that an epoch takes more than the second between two drawings."""
-    command = [script, "--data-dir", small, "--epochs", 1, "--batch-size", size, "--log-interval", 400]
+    command = [script, "--data-dir", small, "--epochs", 1, "--log-interval", 400, *flags]
     quiet = call(*command)
     assert quiet.stderr == ""
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    process = start(*command, stderr=end)
+    process = Fork(*command, stderr=end)  # closes the end
     out = process.stdout.read()
-    os.close(end)
     shown = b""
     try:
         while part := os.read(terminal, 4096):

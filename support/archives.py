@@ -1,0 +1,123 @@
+"""A data set's four files read with care: each is whole and what it should be, and none is ever written over.
+
+An unpacked file is read as it is; where there is none, or what a kill left of one, its archive is unpacked in memory,
+which takes a fifth of a second and leaves nothing behind; where there is neither, the archive is downloaded.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import math
+import sys
+import zlib
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+
+FILES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+MD5 = {  # of the official archives, as torchvision has them; to import it just for these would take a second
+    "MNIST": "f68b3c2dcbeaaa9fbdd348bbdeb94873 d53e105ee54ea40749a09fcbcd1e9432 "
+    "9fb629c4189551a2d022fa330f9573f3 ec29112dd5afa0611ce80d1b7f02629c",
+    "FashionMNIST": "8d4fb7e6c68d591d4c3dfef9ec88bf0d 25c81989df183df01b3e8a0aad5dffbe "
+    "bef4ecab320f06d8554ea6380940ec79 bb300cfdad3c16e7a12a480ee83cd310",
+    "KMNIST": "bdb82020997e1d708af4cf47b453dcf7 e144d726b3acfaa3e44228e80efcd344 "
+    "5c965bf0a639b31b8f53240b1b52f4d7 7320c461ea6c1c855c0b718fb2a4b134",
+}
+PATIENCE = 600  # seconds to wait for another process's download
+
+
+def read(root: Path, folder: str = "MNIST") -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Training and test set of a torchvision root: bytes `(N, 28, 28)` and int64 labels `(N,)` each.
+
+    `folder` is named after torchvision's class. Raises SystemExit with one line where files are missing or wrong.
+    """
+    raw = root / folder / "raw"
+    files = [raw / name for name in FILES]
+    try:
+        missing = [k for k, file in enumerate(files) if not (file.exists() or archive_of(file).exists())]
+        if missing and any(file.exists() and not archive_of(file).exists() for file in files):
+            raise SystemExit(f"{files[missing[0]]}: is missing; put it beside the others")  # never another set's
+        md5s = MD5[folder].split()
+        for k in missing:
+            download(archive_of(files[k]), folder, md5s[k])
+        tensors = [load(*pair) for pair in zip(files, md5s)]
+    except OSError as error:
+        what = error.filename or raw
+        raise SystemExit(f"{what}: cannot be read ({error.strerror}); --data-dir names a torchvision root") from None
+    for images_file, labels_file, images, labels in zip(files[::2], files[1::2], tensors[::2], tensors[1::2]):
+        if images.shape[1:] != (28, 28) or len(images) == 0:
+            raise SystemExit(f"{images_file}: holds {tuple(images.shape)}, not (N, 28, 28); put the right one there")
+        if labels.shape != images.shape[:1]:
+            shape = "×".join(map(str, labels.shape))
+            raise SystemExit(f"{labels_file}: {shape} labels for {len(images)} images; put the set's own there")
+        if labels.max() > 9:
+            raise SystemExit(f"{labels_file}: has the label {labels.max()}, not 0 to 9; put the right one there")
+        if len(images) > 1 and all(torch.equal(part, images[:1].expand_as(part)) for part in images.split(1000)):
+            raise SystemExit(f"{images_file}: its images are all the same; put the right one there")
+    return [(tensors[0], tensors[1].long()), (tensors[2], tensors[3].long())]
+
+
+def archive_of(file: Path) -> Path:
+    """The archive beside an unpacked file."""
+    return file.with_name(f"{file.name}.gz")
+
+
+def load(file: Path, md5: str) -> torch.Tensor:
+    """The bytes of an IDX file in the shape that its header says, from the file or else from its archive."""
+    packed = archive_of(file)
+    data = np.fromfile(file, np.uint8) if file.exists() else None
+    shape = shape_of(data)
+    if shape and packed.exists():
+        checksum = packed.read_bytes()[-8:-4]  # there a gzip file has the CRC-32 of what it holds
+        if zlib.crc32(data) != int.from_bytes(checksum, "little"):
+            raise SystemExit(f"{file}: differs from {packed.name} beside it; remove one of the two")
+    elif packed.exists():
+        data = packed.read_bytes()
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+            raise SystemExit(f"{packed}: is not the official archive; restore it, or remove it to download it")
+        data = np.frombuffer(bytearray(gzip.decompress(data)), np.uint8)
+        shape = shape_of(data)
+    if shape is None:
+        raise SystemExit(f"{file}: is cut short or not an IDX file; put a whole one there")
+    return torch.from_numpy(data[4 + 4 * len(shape) :]).view(shape)
+
+
+def shape_of(data: np.ndarray | None) -> tuple[int, ...] | None:
+    """What the header of an IDX file of bytes says of its shape; None where the file is not of that size."""
+    if data is None or len(data) < 4 or data[:3].tolist() != [0, 0, 8] or len(data) < 4 + 4 * data[3] or data[3] == 0:
+        return None
+    shape = tuple(data[4 : 4 + 4 * data[3]].view(">i4").tolist())
+    return shape if len(data) == 4 + 4 * len(shape) + math.prod(shape) else None
+
+
+def download(packed: Path, folder: str, md5: str) -> None:
+    """Fetch one archive from the first of torchvision's mirrors that has it; several processes take turns."""
+    try:
+        from torchvision import datasets
+    except (
+        ImportError,
+        RuntimeError,
+        AttributeError,
+    ) as error:  # "operator torchvision::nms does not exist" and its kin
+        raise SystemExit(
+            f"{packed}: is missing, and torchvision, which could download it, does not match torch {torch.__version__} "
+            f"({str(error).splitlines()[0]}); install a matching pair: pip install --force-reinstall torch torchvision"
+        ) from None
+    failure, part = "no mirror has it", packed.with_name(f".{packed.name}.part")
+    try:
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(packed.with_name(".lock"), timeout=PATIENCE), contextlib.redirect_stdout(sys.stderr):
+            for mirror in () if packed.exists() else getattr(datasets, folder).mirrors:
+                try:
+                    datasets.utils.download_url(f"{mirror}{packed.name}", packed.parent, part.name, md5)
+                    part.replace(packed)
+                    return
+                except Exception as error:  # a network can fail in many ways
+                    failure = " ".join(str(error).split())[:200] or type(error).__name__
+    except (OSError, filelock.Timeout) as error:
+        failure = getattr(error, "strerror", None) or f"{error}"
+    if not packed.exists():
+        four = ", ".join(f"{name}.gz" for name in FILES)
+        raise SystemExit(f"{packed}: is missing and cannot be downloaded ({failure}); put {four} into {packed.parent}")

@@ -1,0 +1,151 @@
+"""Model files and checkpoints: written atomically, validated on load, nothing in them ever executed.
+
+A model file is the bare state_dict and loads into the tutorial's own class. A checkpoint holds all that is needed to
+resume: model, optimizer, random states, the run's settings and its epochs so far. Both are torch's zip files; the
+checksum that a zip keeps of each entry is compared before anything is read.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import math
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from support import files
+
+PARTS = {"model", "optimizer", "random", "run", "history"}
+SCORES = ("train_loss", "train_acc", "valid_loss", "valid_acc", "seconds")
+
+
+def fingerprint(*loaders) -> str:
+    """A hash of the images and labels in the loaders: a run on other data is another run."""
+    digest = hashlib.sha256()
+    for loader in loaders:
+        digest.update(loader.images.cpu().numpy())
+        digest.update(loader.labels.cpu().numpy())
+    return digest.hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def one_line(path: Path, remedy: str):
+    """Turn whatever a bad file raises into SystemExit with one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        raise SystemExit(f"{path}: {reason}; {remedy}") from None
+
+
+def read(path: Path) -> tuple[object, str]:
+    """What `torch.save` wrote to a file, on the CPU, and the file's hash; weights only, so nothing is executed.
+
+    Raises SystemExit with one line for a file that is missing, damaged or something else.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SystemExit(f"{path}: cannot be read ({error.strerror}); name a file that --save-model wrote") from None
+    with one_line(path, "it is damaged or was not written by torch.save; use another copy"):
+        if data.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                if wrong := file.testzip():
+                    raise ValueError(f"the checksum of {wrong} is wrong")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on odd files; what is wrong with them is said in one line
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not data.startswith(b"PK") and sys.stderr:
+        print(f"{path}: is in torch's old format, without checksums: damage may go unnoticed", file=sys.stderr)
+    return content, hashlib.sha256(data).hexdigest()[:12]
+
+
+def check(saved, expected, name: str) -> None:
+    """Raise ValueError with the place of the first difference, unless `saved` could stand where `expected` does.
+
+    Keys, types and plain values must be equal; of tensors the shape, type and layout, and all their values finite.
+    """
+    if isinstance(expected, dict):
+        if not isinstance(saved, dict):
+            raise ValueError(f"its {name} is not a dictionary")
+        for key in [*expected, *saved]:
+            if key not in saved or key not in expected:
+                raise ValueError(f"{key} is {'missing' if key in expected else 'unknown here'}")
+            check(saved[key], expected[key], key)
+    elif isinstance(expected, torch.Tensor):
+        is_, due = (
+            f"{tuple(t.shape)}, {t.dtype}, {t.layout}, {t.device}" if isinstance(t, torch.Tensor) else f"{t!r}"[:40]
+            for t in (saved, expected.cpu())
+        )
+        if is_ != due:
+            raise ValueError(f"{name} is {is_}, this model's is {due}")
+        if not saved.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
+    elif isinstance(expected, list):
+        if not isinstance(saved, list) or len(saved) != len(expected):
+            raise ValueError(f"its {name} is not a list of {len(expected)}")
+        for one, other in zip(saved, expected):
+            check(one, other, name)
+    elif type(saved) is not type(expected) or saved != expected:
+        raise ValueError(f"{name} was {str(saved)[:40]}, now {str(expected)[:40]}; use the same settings, or")
+
+
+def save(path: Path, content) -> None:
+    """`torch.save`, atomically."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    files.write(path, buffer.getvalue())
+
+
+def load_model(path: Path, model: torch.nn.Module) -> str:
+    """Load a state_dict into the model and return the file's hash; SystemExit with one line where it does not fit."""
+    state, digest = read(path)
+    with one_line(path, "give the flags it was trained with, such as --recipe, --cell and --hidden"):
+        if isinstance(state, dict) and state.keys() == PARTS:
+            raise ValueError("this is a checkpoint, give it as --checkpoint")
+        check(state, dict(model.state_dict()), "state_dict")
+        model.load_state_dict(state)
+    return digest
+
+
+def save_run(path: Path, run) -> None:
+    """Write all that `resume` needs to go on after the last epoch of a `common.Run`."""
+    random = [torch.get_rng_state(), run.train_loader.generator.get_state()]
+    state = dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict(), random=random)
+    save(path, {**state, "run": run.settings, "history": run.history})
+
+
+def resume(path: Path, run) -> None:
+    """Bring a `common.Run` to where the checkpoint left it.
+
+    Raises SystemExit with one line for a file that is not a checkpoint of this run; nothing is overwritten then.
+    """
+    saved, _ = read(path)
+    probe = copy.deepcopy(run.optimizer)  # after a step it has all that an optimizer keeps
+    for parameter in probe.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    probe.step()
+    with one_line(path, "name another --checkpoint file"):
+        if not isinstance(saved, dict) or saved.keys() != PARTS or not isinstance(saved["run"], dict):
+            raise ValueError("is not a checkpoint")
+        history, settings = saved["history"], saved["run"]
+        own = {"run": str(settings["run"]), "device": str(settings["device"])}  # a resumed run may change its device
+        check(settings, {**run.settings, **own}, "run")  # first what was asked for, then what follows from it
+        check(saved["model"], dict(run.model.state_dict()), "model")
+        check(saved["optimizer"], probe.state_dict(), "optimizer")
+        for epoch, record in enumerate(history):
+            scores = {name: record[name] for name in SCORES}
+            if not all(type(value) is float and math.isfinite(value) for value in scores.values()):
+                raise ValueError("its scores are not finite numbers")
+            check(record, {**settings, "device": str(record["device"]), "epoch": epoch, **scores}, "history")
+        if not history:
+            raise ValueError("it has no epoch")
+        run.optimizer.load_state_dict(saved["optimizer"])
+        run.train_loader.generator.set_state(saved["random"][1])
+        torch.set_rng_state(saved["random"][0])
+        run.model.load_state_dict(saved["model"])
+    run.settings, run.history = {**settings, "device": run.settings["device"]}, history

@@ -1,0 +1,30 @@
+"""--compile: the MLP's training step as one compiled graph."""
+
+import torch
+
+
+def training(model, criterion, lr):
+    """A `train` of the scripts' form for this model, whose whole step with SGD is one graph.
+
+    The same mathematics as the loop's own lines, fewer operations one by one: at a batch of 20 what lies between them
+    counts (benchmarks/speed.py). Raises SystemExit where torch is too old to put gradients into a graph.
+    """
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        raise SystemExit(f"--compile needs a newer torch than {torch.__version__}; go without it")
+    torch._dynamo.config.trace_autograd_ops = True  # gradients within the graph
+    parameters = list(model.parameters())
+
+    @torch.compile(fullgraph=True, dynamic=False)
+    def step(images, labels):
+        outputs = model(images)
+        gradients = torch.autograd.grad(criterion(outputs, labels), parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients):
+                parameter.sub_(gradient, alpha=lr)
+        return outputs.detach()
+
+    def train(model, loader, criterion, optimizer):
+        model.train()
+        return [(step(images, labels), labels) for images, labels in loader]
+
+    return train

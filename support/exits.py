@@ -1,0 +1,81 @@
+"""How a run ends when something from outside stops it: in one line, with a status that says what it was."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+
+def quit_at_once(*_) -> None:
+    """Ctrl-C while the imports run: nothing has been written yet, and a traceback out of them helps nobody."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted while starting; nothing was written\n")
+    os._exit(130)
+
+
+program = getattr(sys.modules["__main__"], "__file__", None)
+if program and Path(program).resolve().parent == Path(__file__).resolve().parents[1]:  # a script, not a notebook
+    signal.signal(signal.SIGINT, quit_at_once)
+
+
+def flush() -> None:
+    """Write out what stdout and stderr still hold; raises OSError where that fails.
+
+    Such a stream leads nowhere from then on: the interpreter would fail at it once more and end with status 120.
+    """
+    for stream in filter(None, (sys.stderr, sys.stdout)):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):  # ValueError: a notebook's stream is not a file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            flush()
+            raise
+
+
+@contextlib.contextmanager
+def clean(args=None):
+    """End what stops a run from outside in one line: Ctrl-C with status 130, SIGTERM with 143, a closed pipe with 141.
+
+    A machine that fails (memory, a full disk, no compiler) ends it with status 1. What the last whole epoch left stays.
+    """
+    ways, before = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}, {}
+
+    def stop(number, _):
+        for each in ways:  # the second Ctrl-C of an impatient user must not cut the ending short
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(*ways[number])
+
+    if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
+        before = {number: signal.signal(number, stop) or signal.SIG_DFL for number in ways}
+    try:
+        yield
+        flush()
+    except KeyboardInterrupt as error:
+        how, status = error.args or ways[signal.SIGINT]
+        remedy, saved = "no checkpoint was written (--checkpoint FILE)", getattr(args, "checkpoint", None)
+        if saved and saved.exists():
+            remedy = f"rerun the same command to resume from {saved}"
+        if before.get(signal.SIGINT) is quit_at_once:
+            before = {}  # the process ends here
+        with contextlib.suppress(OSError):  # stderr may lead to a process that has ended, too
+            print(f"{how}; {remedy}", file=sys.stderr)
+            flush()
+        raise SystemExit(status) from None
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            flush()
+        reason = error if error.filename else f"the output cannot be written ({error.strerror})"
+        raise SystemExit(141 if isinstance(error, BrokenPipeError) else f"stopped: {reason}") from None
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["out of memory"])[0]
+        if isinstance(error, MemoryError) or "memory" in reason or "could not create a primitive" in reason:
+            raise SystemExit(f"stopped: {reason}; lower --batch-size or --test-batch-size") from None
+        if getattr(args, "compile", False) and "ompile" in str(error):
+            raise SystemExit(f"stopped: {reason}; --compile needs a C++ compiler such as g++; go without it") from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""Pictures only: digits, curves, confusion, mistakes, predictions."""
+
+import io
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from support import files
+
+# Okabe and Ito's colours, which colour-blind people tell apart; each comes with a marker of its own
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
+MARKERS = "osD^vPX*"
+MOST = 50  # pictures on one sheet
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, atomically; SystemExit with one line where that fails."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    files.write(file, buffer.getvalue())
+
+
+def digits(images: torch.Tensor, titles: list[str], columns: int = 10) -> Figure:
+    """Images `(n, 28, 28)` in rows, each under its title."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.3 * columns, 1.75 * rows), layout="constrained")
+    for axes, image, title in zip(figure.subplots(rows, columns, squeeze=False).flat, images.cpu(), titles):
+        axes.imshow(image.numpy(), cmap="gray")
+        axes.set_title(title, fontsize=11)
+    for axes in figure.axes:
+        axes.axis("off")
+    return figure
+
+
+def curves(history: list[dict]) -> Figure:
+    """Loss and accuracy by epoch, training and validation, from the run's records."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, key, name in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy")):
+        for part, colour, marker in zip(("train", "valid"), COLOURS, MARKERS):
+            values = [r[f"{part}_{key}"] for r in history]
+            axes.plot([r["epoch"] for r in history], values, color=colour, marker=marker, markersize=4, label=part)
+        by_epoch(axes, name)
+        axes.legend()
+    return figure
+
+
+def by_epoch(axes, name: str) -> None:
+    """Label axes that show something by epoch."""
+    axes.set(xlabel="epoch", ylabel=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+
+
+def confusion(labels: torch.Tensor, answers: torch.Tensor, names=range(10)) -> Figure:
+    """How often each class `(N,)` got each answer `(N,)`: 10 × 10 counts, shaded by their share of the row."""
+    counts = torch.bincount(10 * labels + answers, minlength=100).view(10, 10)
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    figure = Figure(figsize=(7, 6.4), layout="constrained")
+    axes = figure.subplots()
+    shade = axes.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)  # the root lets rare mistakes show
+    for row, column in counts.nonzero().tolist():
+        colour = "white" if share[row, column] > 0.3 else "black"
+        axes.text(column, row, str(counts[row, column].item()), ha="center", va="center", color=colour, fontsize=9)
+    axes.set(xlabel="answer", ylabel="label")
+    axes.set_xticks(range(10), names, rotation=0 if max(len(str(name)) for name in names) < 4 else 45)
+    axes.set_yticks(range(10), names)
+    bar = figure.colorbar(shade, ax=axes, label="share of the label's images", shrink=0.8)
+    ticks = [0, 0.01, 0.1, 0.25, 0.5, 1]
+    bar.set_ticks([t**0.5 for t in ticks], labels=[f"{t:.0%}" for t in ticks])
+    return figure
+
+
+def run(run, tested: list, names: list[str]) -> None:
+    """Write a `common.Run`'s pictures: samples, curves, confusion, most confident mistakes.
+
+    `tested` is `[(outputs (B, 10), labels (B,)), …]` over the test loader. Without an epoch there are no curves.
+    """
+    folder, train, test = run.args.plot, run.train_loader, run.test_loader
+    outputs, labels = (torch.cat(part).cpu() for part in zip(*tested))
+    sure, answers = outputs.float().softmax(1).max(1)
+    save(digits(train.images[:20], [names[k] for k in train.labels[:20].tolist()]), folder / "samples.png")
+    if run.history:
+        save(curves(run.history), folder / "curves.png")
+    save(confusion(labels, answers, names), folder / "confusion.png")
+    wrong = (answers != labels).nonzero()[:, 0]
+    wrong = wrong[sure[wrong].argsort(descending=True)][:20]
+    titles = [f"{names[labels[k]]} read as {names[answers[k]]}\n{sure[k]:.3f}" for k in wrong]
+    if titles:
+        save(digits(test.images[wrong.to(test.images.device)], titles), folder / "mistakes.png")
+
+
+def predictions(folder: Path, answers: list[tuple], names: list[str]) -> None:
+    """Write predictions.png: each picture `(name, image (28, 28), probabilities (10,))` as the model saw it."""
+    figure = Figure(figsize=(7.5, 1.9 * len(answers)), layout="constrained")
+    grid = figure.subplots(len(answers), 2, squeeze=False, width_ratios=[1, 3])
+    for (picture, bars), (name, image, probability) in zip(grid, answers):
+        picture.imshow(image.numpy(), cmap="gray")
+        picture.axis("off")
+        picture.set_title(name if len(name) < 26 else f"…{name[-24:]}", fontsize=9, parse_math=False)
+        bars.bar(range(10), probability.numpy(), color=COLOURS[0])
+        bars.set(ylim=(0, 1), ylabel="probability")
+        bars.set_xticks(range(10), names)
+    save(figure, folder / "predictions.png")

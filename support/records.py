@@ -1,0 +1,83 @@
+"""What the flags about files ask for around a training run: load, resume, save after each epoch, log, draw."""
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from pathlib import Path
+
+from support import checkpoint, files
+
+
+def begin(run) -> None:
+    """Bring a `common.Run` to where `--load-model` or `--checkpoint` have it start, and its log with it.
+
+    Raises SystemExit with one line where a file does not fit.
+    """
+    args = run.args
+    run.settings |= {"load_model": None, "run": uuid.uuid4().hex[:12]}
+    if args.log or args.checkpoint:
+        run.settings["data"] = checkpoint.fingerprint(run.train_loader, run.test_loader)
+    if args.load_model:
+        run.settings["load_model"] = checkpoint.load_model(args.load_model, run.model)
+    if args.checkpoint and args.checkpoint.exists():
+        checkpoint.resume(args.checkpoint, run)
+        done = len(run.history)
+        state = f"resuming after epoch {done - 1}" if done < args.epochs else f"complete, {done} epochs"
+        print(f"{files.shown(args.checkpoint)}: {state}", flush=True)
+        if args.log:
+            complete_log(args.log, run.history)
+
+
+def save_epoch(run) -> None:
+    """Keep the epoch that `run.history` ends with: first in the checkpoint, then in the log."""
+    if run.args.checkpoint:
+        checkpoint.save_run(run.args.checkpoint, run)
+    if run.args.log:
+        append(run.args.log, run.history[-1:])
+
+
+def end(run, tested: list, names: list[str]) -> None:
+    """Write the model and the pictures; `tested` is `[(outputs (B, 10), labels (B,)), …]` over the test loader."""
+    if run.args.save_model:
+        checkpoint.save(run.args.save_model, run.model.state_dict())
+    if run.args.plot:
+        from support import plots
+
+        plots.run(run, tested, names)
+
+
+def complete_log(path: Path, history: list[dict]) -> None:
+    """Append what a log lacks of a resumed run: a kill may have come between checkpoint and log."""
+    have = set()
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            logged = json.loads(line)
+            have.add((logged.get("run"), logged.get("epoch")))
+    append(path, [r for r in history if (r["run"], r["epoch"]) not in have])
+
+
+def append(path: Path, records: list[dict]) -> None:
+    """Append records to a file, one JSON object per line, in a single write: all of it or nothing.
+
+    Raises OSError. A last line that was cut short stays a line of its own.
+    """
+    data = "".join(json.dumps(r) + "\n" for r in records).encode()
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        with contextlib.suppress(ImportError, OSError):  # Windows has no flock, some network file systems refuse it
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+        size = os.fstat(file).st_size
+        if size and data:
+            os.lseek(file, size - 1, os.SEEK_SET)
+            data = data if os.read(file, 1) == b"\n" else b"\n" + data
+        if os.write(file, data) < len(data):
+            os.ftruncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(file)

@@ -1,0 +1,68 @@
+"""README and docs: their snippets run, their links lead somewhere, their flags exist."""
+
+import common
+
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from test_copies import pasted
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lstm_mnist
+import mlp_mnist
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
+
+
+def snippet(word):
+    """README's Python block that contains the word."""
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", README, flags=re.S) if word in code]
+    return block
+
+
+def test_the_pasted_loop_runs(small):
+    BatchFirst, train, test = pasted("lstm_mnist.py", "BatchFirst", "train", "test")
+    (images, labels), (test_images, test_labels) = common.read(small)
+    names = dict(BatchFirst=BatchFirst, train=train, test=test, torch=torch, nn=nn)
+    names["train_loader"] = DataLoader(TensorDataset(images[:500, None] / 255, labels[:500]), 100, shuffle=True)
+    names["test_loader"] = DataLoader(TensorDataset(test_images[:, None] / 255, test_labels), 100)
+    exec(snippet("optimizer"), names)
+    assert len(names["trained"]) == 5
+    assert sum(len(labels) for _, labels in names["tested"]) == 1010
+
+
+def test_the_notebook_cell_runs(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(common, "DATA_DIR", tiny)
+    names = {}
+    exec(snippet("main("), names)
+    assert isinstance(names["model"], lstm_mnist.LastHidden)
+    assert [r["epoch"] for r in names["history"]] == [0]
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    headings = {re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-") for line in text.split("\n#")}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert any(heading.startswith(target[1:]) for heading in headings), target
+        elif "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_flags_in_the_docs_exist(capsys):
+    flags = set()
+    for main in (mlp_mnist.main, lstm_mnist.main):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        flags |= set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
+    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py"))
+    flags |= set(re.findall(r'"(--[a-z0-9-]+)"', code)) | {"--help", "--no-cov", "--no-keras", "--no-flags"}
+    for page in PAGES:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))
+        assert named <= flags, (page.name, named - flags)
