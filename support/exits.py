@@ -62,6 +62,7 @@ def clean(args=None):
             before = {}  # the process ends here
         with contextlib.suppress(OSError):  # stderr may lead to a process that has ended, too
             print(f"{how}; {remedy}", file=sys.stderr)
+        with contextlib.suppress(OSError):
             flush()
         raise SystemExit(status) from None
     except OSError as error:

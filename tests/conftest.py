@@ -79,13 +79,14 @@ class Fork:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["common", "lstm_mnist", "mlp_mnist", "support.files", "support.checkpoint"])
 
-    def __init__(self, *command, cwd=None, stderr=None):
+    def __init__(self, *command, cwd=None, stderr=None, env=None):
         (out, out_end), (err, err_end) = self.server.Pipe(duplex=False), self.server.Pipe(duplex=False)
         if stderr is not None:
             err_end.close()
             err_end = Connection(stderr)
         arguments = [str(ROOT / command[0]), *map(str, command[1:])]
-        self.process = self.server.Process(target=self.run, args=(arguments, str(cwd or os.getcwd()), out_end, err_end))
+        where = str(cwd or os.getcwd()), env or {}
+        self.process = self.server.Process(target=self.run, args=(arguments, *where, out_end, err_end))
         self.process.start()
         self.pid = self.process.pid
         for end in (out_end, err_end):
@@ -93,13 +94,14 @@ class Fork:
         self.stdout, self.stderr = (os.fdopen(os.dup(pipe.fileno()), encoding="utf-8") for pipe in (out, err))
 
     @staticmethod
-    def run(arguments, cwd, out, err):
+    def run(arguments, cwd, env, out, err):
         for number, end in ((1, out), (2, err)):
             os.dup2(end.fileno(), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", encoding="utf-8")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
         os.chdir(cwd)
+        os.environ.update(env)  # too late for what torch reads when it is imported
         sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
         runpy.run_path(arguments[0], run_name="__main__")
 
@@ -121,8 +123,8 @@ class Fork:
 
 
 def call(*command, **options) -> subprocess.CompletedProcess:
-    """One of the scripts as a process, run to its end: forked, unless it is given an environment or streams."""
-    process = start(*command, **options) if options.keys() - {"cwd"} else Fork(*command, **options)
+    """One of the scripts as a forked process, run to its end."""
+    process = Fork(*command, **options)
     out, err = process.communicate()
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 

@@ -77,8 +77,9 @@ def test_checkpoint_holds_the_random_states_and_loads_weights_only(tiny, tmp_pat
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_run_says_how_to_go_on_and_does(signum, status, small, tmp_path):
-    command = ["mlp_mnist.py", "--data-dir", small, "--checkpoint", tmp_path / "c.pt", "--log", tmp_path / "log.jsonl"]
+def test_interrupted_run_says_how_to_go_on_and_does(signum, status, tiny, tmp_path):
+    flags = ["--data-dir", tiny, "--batch-size", 1]  # so that an epoch takes some time
+    command = ["mlp_mnist.py", *flags, "--checkpoint", tmp_path / "c.pt", "--log", tmp_path / "log.jsonl"]
     process = Fork(*command, "--epochs", 2000)
     for line in process.stdout:
         if line.startswith("Epoch 1"):
@@ -93,7 +94,7 @@ def test_interrupted_run_says_how_to_go_on_and_does(signum, status, small, tmp_p
     again = call(*command, "--epochs", done + 2, "--save-model", tmp_path / "continued.pth")
     assert [line.split(".")[0] for line in epochs(again.stdout)] == [f"Epoch {done}", f"Epoch {done + 1}"]
     assert [json.loads(x)["epoch"] for x in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(done + 2))
-    call("mlp_mnist.py", "--data-dir", small, "--epochs", done + 2, "--save-model", tmp_path / "whole.pth")
+    call("mlp_mnist.py", *flags, "--epochs", done + 2, "--save-model", tmp_path / "whole.pth")
     assert same(tmp_path / "whole.pth", tmp_path / "continued.pth")
 
 

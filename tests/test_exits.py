@@ -74,11 +74,11 @@ def shell(text, tiny):
     [
         ("$M --dry-run > /dev/full", 1, FULL),
         ("$L --dry-run > /dev/full", 1, FULL),
-        ("$M --help > /dev/full", 1, FULL),
+        pytest.param("$M --help > /dev/full", 1, FULL, marks=pytest.mark.slow),
         ("$M --help | true; exit ${PIPESTATUS[0]}", 141, None),
         ("$M --dry-run 2>&-", 0, None),
         ("$M --dry-run >&-", 0, None),
-        ("$M --dry-run >&- 2>&-", 0, None),
+        pytest.param("$M --dry-run >&- 2>&-", 0, None, marks=pytest.mark.slow),
         ("$L --epochs 2000 --log-interval 1 | head -n 1 > /dev/null; exit ${PIPESTATUS[0]}", 141, None),
     ],
 )
@@ -101,7 +101,7 @@ def test_ctrl_c_after_the_reader_of_both_streams_has_gone(tiny):
     process.stdout.close()
     process.send_signal(signal.SIGINT)
     os.kill(process.pid, signal.SIGCONT)
-    assert process.wait() in (130, 141)
+    assert process.wait() == 130
 
 
 class Broken(io.StringIO):

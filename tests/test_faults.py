@@ -778,7 +778,7 @@ def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
     assert not (tmp_path / "MNIST" / "raw" / f"{IMAGES}.gz").exists()
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_four_first_runs_at_once(times, tmp_path, capsys):
     mlp_mnist.main(["--dry-run"])
     expected = capsys.readouterr().out.split("Time")[0]

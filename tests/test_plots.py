@@ -1,11 +1,15 @@
 """--plot and benchmarks/runs.py: the pictures are there, of the right data, and the comparison's table is right."""
 
+import common
+
 import fcntl
+import io
 import json
 import os
 import pty
 import re
 import struct
+import sys
 import termios
 
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, Fork, call
 from PIL import Image
+from tqdm import tqdm
 
 import lstm_mnist
 import mlp_mnist
@@ -136,13 +141,9 @@ def test_what_is_no_log_gets_one_line(content, tmp_path, capsys, runs):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize(
-    ("script", "flags"),
-    [("mlp_mnist.py", ["--batch-size", 1]), ("lstm_mnist.py", ["--batch-size", 4, "--hidden", 20, "--layers", 1])],
-)
-def test_progress_bar_shows_on_a_terminal_only(script, flags, small):
-    """The batches are small so that an epoch takes more than the second between two drawings."""
-    command = [script, "--data-dir", small, "--epochs", 1, "--log-interval", 400, *flags]
+@pytest.mark.parametrize("script", ["mlp_mnist.py", "lstm_mnist.py"])
+def test_progress_bar_shows_on_a_terminal_only(script, tiny):
+    command = [script, "--data-dir", tiny, "--epochs", 1, "--log-interval", 2]
     quiet = call(*command)
     assert quiet.stderr == ""
     terminal, end = pty.openpty()
@@ -157,5 +158,25 @@ def test_progress_bar_shows_on_a_terminal_only(script, flags, small):
         pass
     assert process.wait() == 0
     assert b"Epoch 0" in shown
-    assert re.search(rb"loss \d\.\d{4}, acc \d\.\d{4}", shown)
     assert re.sub(r"Time \S+", "", out) == re.sub(r"Time \S+", "", quiet.stdout)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("main", "size"), [(mlp_mnist.main, 2), (lstm_mnist.main, 9)])
+def test_progress_bar_has_the_loss_and_accuracy_so_far(main, size, tiny, monkeypatch, capsys):
+    """Drawn at every step here; in a run once a second."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(common, "tqdm", lambda **look: tqdm(**{**look, "mininterval": 0, "miniters": 1, "ncols": 90}))
+    flags = ["--data-dir", str(tiny), "--epochs", "1", "--batch-size", str(size)]
+    _, history = main([*flags, "--log-interval", "7"])
+    shown = re.findall(r"\| (\d+)/\d+ \[[^\r]*, loss (\d\.\d{4}), acc (\d\.\d{4})\]", sys.stderr.getvalue())
+    assert len(shown) > 3
+    assert shown[-1][1:] == (f"{history[0]['train_loss']:.4f}", f"{history[0]['train_acc']:.4f}")
+    with_bar = capsys.readouterr().out
+    monkeypatch.undo()
+    main([*flags, "--log-interval", "7"])
+    assert re.sub(r"Time \S+", "", capsys.readouterr().out) == re.sub(r"Time \S+", "", with_bar)
