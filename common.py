@@ -15,10 +15,12 @@ import functools
 import inspect
 import itertools
 import math
+import os
 import statistics
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,8 @@ CLASSES["fashion-mnist"] = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat
 CLASSES["fashion-mnist"] += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 NEED_SUPPORT = ["save_model", "load_model", "checkpoint", "predict", "log", "plot", "compile"]
 say = functools.partial(print, flush=True)  # at once, also into a pipe
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+SAMPLES = 16  # a part of a batch has at least as many: with fewer a core is busy with everything but arithmetic
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -106,6 +110,62 @@ def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
     model.forward = autocast
 
 
+class Parts(torch.autograd.Function):
+    """The forward pass of a batch in parts, and its backward pass; see `in_parts`."""
+
+    @staticmethod
+    def forward(ctx, on_threads, forward, recording, images, *parameters):
+        def run(part):
+            with torch.set_grad_enabled(recording):  # each thread has its own
+                return forward(part)
+
+        ctx.on_threads, ctx.parameters = on_threads, parameters
+        ctx.outputs = on_threads(run, images)
+        return torch.cat([output.detach() for output in ctx.outputs])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        parts = zip(ctx.outputs, gradient.split([len(output) for output in ctx.outputs]))
+        gradients = ctx.on_threads(lambda part: torch.autograd.grad(part[0], ctx.parameters, part[1]), [*parts])
+        return None, None, None, None, *(functools.reduce(torch.add, each) for each in zip(*gradients))
+
+
+def in_parts(model: torch.nn.Module, args) -> None:
+    """Compute each batch in `args.parts` parts, each from beginning to end on one thread; on the CPU.
+
+    Given two threads, `nn.LSTM` has them wait for each other some hundreds of times a step, and where another program
+    has one of the cores each wait can cost a time slice. Parts wait twice a step (benchmarks/busy.py; docs/speed.md).
+    The digits depend on the parts, not on the number of threads. Without this call all works, on one thread.
+    """
+
+    def prepare():  # what holds for one thread alone
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+
+    pool = ThreadPoolExecutor(args.threads, initializer=prepare)
+
+    def on_threads(function, parts):
+        results, left = [None] * len(parts), iter(range(len(parts)))
+
+        def work():
+            for k in left:  # whoever is free takes the next
+                results[k] = function(parts[k])
+
+        others = [pool.submit(work) for _ in range(min(args.threads, len(parts)) - 1)]
+        work()
+        for other in others:
+            other.result()
+        return results
+
+    def forward_in_parts(images):
+        parts = images.chunk(min(args.parts, max(1, len(images) // SAMPLES)))
+        return Parts.apply(on_threads, forward, torch.is_grad_enabled(), parts, *parameters)
+
+    forward, parameters = model.forward, list(model.parameters())
+    if args.device.type == "cpu":
+        model.forward = forward_in_parts
+
+
 def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over all samples of `[(outputs (B, 10), labels (B,)), …]`."""
     outputs, labels = map(torch.cat, zip(*seen))
@@ -155,14 +215,15 @@ class Run:
         if args.bf16:
             use_bfloat16(model, args.device)
         names = ["script", "recipe", "cell", "hidden", "layers", "seed", "device", "dataset", "optimizer", "lr"]
-        names += ["batch_size", "test_batch_size", "normalize", "bf16", "compile", "dry_run"]
+        names += ["batch_size", "test_batch_size", "parts", "normalize", "bf16", "compile", "dry_run"]
         parameters, kind = sum(p.numel() for p in model.parameters()), type(model).__name__
+        parted = "parts" in args and args.parts > 1
         self.settings = {name: getattr(args, name) for name in names if name in args}
         self.settings |= {"device": str(args.device), "parameters": parameters}
         say(
             f"{args.recipe}: {f'{kind} {args.cell}' if 'cell' in args else kind}, {parameters:,} parameters, "
-            f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}, {args.epochs} epochs, {args.device}, "
-            f"seed {args.seed}"
+            f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}{f' in {args.parts} parts' if parted else ''}, "
+            f"{args.epochs} epochs, {args.device}, seed {args.seed}"
         )
         if exits:
             from support import records
@@ -241,6 +302,7 @@ class Run:
             from support import records
 
             records.end(self, tested, CLASSES[self.args.dataset])
+        vars(self.model).pop("forward", None)  # what `use_bfloat16` and `in_parts` put there
         return self.model, self.history
 
 
@@ -265,7 +327,7 @@ def summary(results: list[tuple]) -> tuple | list[tuple]:
 
 
 @contextlib.contextmanager
-def session(runs: list, threads: int | None = None):
+def session(runs: list):
     """Prepare the process for training, and put it back afterwards: allocator, denormals, threads, files, signals."""
     before = torch.get_num_threads(), torch.full((1,), 1e-40).mul(1).item() == 0
     with contextlib.ExitStack() as stack:
@@ -279,7 +341,11 @@ def session(runs: list, threads: int | None = None):
             np.finfo(kind)  # older numpys measure this at first use, and warn where denormals are flushed by then
         # Numbers under 1e-38 are slow on some processors; benchmarks/set_up.py saw no difference beyond its noise.
         torch.set_flush_denormal(True)  # before the first tensor is computed: threads inherit it when they start
-        torch.set_num_threads(threads or before[0])
+        for run in runs:
+            run.threads = before[0]  # for `in_parts`
+        if runs[0].device.type == "cpu":
+            # What one thread is enough for takes longer, and varies more, when cores share it: an MLP's small products.
+            torch.set_num_threads(1)
         try:
             yield
         finally:
@@ -389,6 +455,8 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     runs = [argparse.Namespace(**{**vars(args), **recipes[name], **given, "recipe": name}) for name in names]
     for run in runs:
         run.script, run.epochs = p.prog, min(run.epochs, 1) if run.dry_run else run.epochs
+        if "parts" in run:
+            run.parts = min(run.parts, max(1, run.batch_size // SAMPLES)) if run.device.type == "cpu" else 1
         if args.plot and len(runs) > 1:
             run.plot = args.plot / run.recipe
     return runs

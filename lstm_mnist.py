@@ -140,6 +140,7 @@ def fit(args):
     criterion = nn.CrossEntropyLoss()
     optimizer = common.optimizer(model, args)
     run = common.Run(args, model, optimizer, train_loader, test_loader)
+    common.in_parts(model, args)  # faster where several cores are, above all where they are busy
     tested = []
     for _ in run.epochs():
         trained = []
@@ -158,6 +159,13 @@ def main(argv=None):
     add("--cell", choices=CELLS, default="lstm", help="equations: the LSTM written out from its gates")
     add("--hidden", type=common.number(int, 1), metavar="N", help="units per layer")
     add("--layers", type=common.number(int, 1), metavar="N")
+    add(
+        "--parts",
+        type=common.number(int, 1),
+        default=common.CORES,
+        metavar="N",
+        help="of a batch (default: one per core)",
+    )
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:

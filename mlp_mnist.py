@@ -93,7 +93,7 @@ def main(argv=None):
     runs = common.parse(parser, argv, RECIPES)
     if runs[0].compile and runs[0].optimizer != "SGD":
         parser.error(f"--compile goes with --optimizer SGD, not {runs[0].optimizer}")
-    with common.session(runs, threads=1):  # products this small take longer, and vary more, when cores share them
+    with common.session(runs):
         if runs[0].predict:
             return common.predict(build(runs[0]), runs[0])
         return fit(runs[0])

@@ -51,6 +51,7 @@ TUTORIALS = {  # what a tutorial does its own way; the rest is in the recipe
     "time-major": dict(workers=4, shuffle=True, test_gradients=False),
     "batch-first": dict(workers=0, shuffle=True, test_gradients=False),
 }
+PROGRAMS = {name: ["mlp_mnist.py"] if name == "mlp" else ["lstm_mnist.py", "--recipe", name] for name in RECIPES}
 WARM_UP = 20
 QUICK = (6000, 1000)
 FLAGS = {"mlp": ["--compile"], "batch-first": ["--bf16"]}  # what speeds up a recipe where it is asked for
@@ -64,8 +65,8 @@ def network(name: str) -> nn.Module:
     return recipe["model"](28, recipe["hidden"], recipe["layers"], 10)
 
 
-def tutorial(name: str, folder: Path) -> dict:
-    """Seconds and test accuracy of one epoch as the tutorial writes it."""
+def as_written(name: str, folder: Path):
+    """The tutorial's `train(batches)`, `test()` and training loader, as it writes them."""
     recipe, own, device = RECIPES[name], TUTORIALS[name], common.device("auto")
     steps = [transforms.ToTensor()] + ([transforms.Normalize([0.5], [0.5])] if recipe["normalize"] else [])
     train_set, test_set = (datasets.MNIST(folder, part, transforms.Compose(steps)) for part in (True, False))
@@ -89,7 +90,7 @@ def tutorial(name: str, folder: Path) -> dict:
             total += loss.item()
             hits += (output.argmax(1) == label).sum().item()
 
-    def test() -> int:
+    def test() -> float:
         model.eval()
         total, hits = 0.0, 0
         with torch.set_grad_enabled(own["test_gradients"]):
@@ -98,13 +99,19 @@ def tutorial(name: str, folder: Path) -> dict:
                 output = model(image)
                 total += criterion(output, label).item()
                 hits += (output.argmax(1) == label).sum().item()
-        return hits
+        return hits / len(test_set)
 
+    return train, test, train_loader
+
+
+def tutorial(name: str, folder: Path) -> dict:
+    """Seconds and test accuracy of one epoch as the tutorial writes it."""
+    train, test, train_loader = as_written(name, folder)
     train(itertools.islice(train_loader, WARM_UP))
     start = time.perf_counter()
     train(train_loader)
-    hits = test()
-    return {"seconds": time.perf_counter() - start, "accuracy": hits / len(test_set)}
+    accuracy = test()
+    return {"seconds": time.perf_counter() - start, "accuracy": accuracy}
 
 
 def peak() -> dict:
@@ -147,7 +154,7 @@ def last_line(command: list[str]) -> dict:
 
 def script(name: str, folder: Path, flags: list[str]) -> dict:
     """The script itself for two epochs; seconds and test accuracy of the second."""
-    program = ["mlp_mnist.py"] if name == "mlp" else ["lstm_mnist.py", "--recipe", name]
+    program = PROGRAMS[name]
     with tempfile.TemporaryDirectory() as place:
         log = Path(place, "run.jsonl")
         flags = ["--epochs", "2", "--log-interval", "0", "--data-dir", str(folder), "--log", str(log), *flags]
@@ -192,9 +199,15 @@ def write_part(folder: Path, counts: tuple = QUICK) -> None:
     raw.mkdir(parents=True)
     for (images, labels), part, count in zip(common.read(common.DATA_DIR), ("train", "t10k"), counts):
         for data, kind in ((images, "images-idx3"), (labels.byte(), "labels-idx1")):
-            data = data[:count].contiguous()
-            head = bytes([0, 0, 8, data.dim()]) + b"".join(size.to_bytes(4, "big") for size in data.shape)
-            (raw / f"{part}-{kind}-ubyte").write_bytes(head + data.numpy().tobytes())
+            write_idx(raw / f"{part}-{kind}-ubyte", data, count or len(data))
+
+
+def write_idx(file: Path, data: torch.Tensor, count: int) -> None:
+    """The first `count` entries of a tensor of bytes as an unpacked IDX file; where it has fewer, over and over."""
+    with open(file, "wb") as out:
+        out.write(bytes([0, 0, 8, data.dim()]) + b"".join(n.to_bytes(4, "big") for n in (count, *data.shape[1:])))
+        for start in range(0, count, len(data)):
+            data[: count - start].numpy().tofile(out)
 
 
 def cell(seconds: list[float]) -> str:

@@ -1,8 +1,14 @@
 """The networks: shapes, the written-out LSTM against nn.LSTM, the tutorials' own classes."""
 
+import common
+
+import runpy
+import threading
+from types import SimpleNamespace
+
 import pytest
 import torch
-from conftest import TUTORIALS
+from conftest import ROOT, TUTORIALS
 from torch import nn
 
 import lstm_mnist
@@ -115,3 +121,121 @@ def test_recipes_are_the_tutorials():
         "mlp": ["SGD", 0.01, 20, 20, 30, False, 0],
         "batch-first": ["Adam", 0.001, 100, 100, 5, False, 300],
     }
+
+
+# parts of a batch, each on a thread of its own
+
+
+def parted(model, parts, threads):
+    """The model, its batches computed in parts."""
+    common.in_parts(model, SimpleNamespace(parts=parts, threads=threads, device=torch.device("cpu")))
+    return model
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("n", "parts"), [(64, 2), (50, 3), (100, 4), (17, 2), (1, 2)])
+def test_parts_give_the_outputs_and_gradients_of_the_whole(name, n, parts):
+    whole, model = build(name), build(name)
+    model.load_state_dict(whole.state_dict())
+    parted(model, parts, 2)
+    x, y = torch.rand(n, 1, 28, 28), torch.randint(10, (n,))
+    for each in (whole, model):
+        nn.functional.cross_entropy(each(x), y).backward()
+    torch.testing.assert_close(model(x), whole(x))
+    for a, b in zip(model.parameters(), whole.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+    assert model.state_dict().keys() == whole.state_dict().keys()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_digits_depend_on_the_parts_not_on_the_threads(threads):
+    """To the last digit, after some steps."""
+    results = []
+    for count in (2, threads):
+        torch.manual_seed(5)
+        model = parted(lstm_mnist.BatchFirst(28, 30, 2, 10), 4, count)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loader = [(torch.rand(70, 1, 28, 28), torch.randint(10, (70,))) for _ in range(5)]
+        seen = lstm_mnist.train(model, loader, nn.CrossEntropyLoss(), optimizer) + lstm_mnist.test(model, loader)
+        results.append([outputs for outputs, _ in seen] + list(model.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_a_batch_is_parted_where_every_part_has_sixteen(monkeypatch):
+    sizes, model = [], build("last-hidden")
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda x: sizes.append(len(x)) or forward(x))
+    parted(model, 4, 1)
+    for n in (1, 31, 32, 63, 64, 100, 1000):
+        with torch.no_grad():
+            model(torch.rand(n, 1, 28, 28))
+    assert sizes == [1, 31, 16, 16, 21, 21, 21, 16, 16, 16, 16, 25, 25, 25, 25, 250, 250, 250, 250]
+
+
+def test_evaluation_in_parts_records_no_gradients():
+    model = parted(build("last-hidden"), 2, 2)
+    with torch.no_grad():
+        outputs = model(torch.rand(64, 1, 28, 28))
+    assert not outputs.requires_grad
+    assert model(torch.rand(64, 1, 28, 28)).requires_grad
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_holds_for_one_thread_holds_in_each_part(bf16):
+    """One OpenMP thread, flushed denormals, autocast in training alone."""
+    states, both = [], threading.Barrier(2)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(784, 10)
+
+        def forward(self, x):
+            both.wait()  # so that the parts are on two threads
+            tiny = torch.full((1,), 1e-40).mul(1).item()
+            out = self.layer(x.flatten(1))
+            states.append((threading.get_ident(), torch.get_num_threads(), tiny, out.dtype))
+            return out
+
+    model = Model()
+    args = SimpleNamespace(save_model=None, checkpoint=None, log=None, plot=None, device=torch.device("cpu"), parts=2)
+    torch.set_num_threads(2)
+    with common.session([args]):
+        if bf16:
+            common.use_bfloat16(model, args.device)
+        common.in_parts(model, args)
+        batches = [(torch.rand(64, 1, 28, 28), torch.arange(64) % 10)]
+        lstm_mnist.train(model, batches, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1))
+        lstm_mnist.test(model, batches)
+    torch.set_num_threads(1)
+    assert len({thread for thread, *_ in states}) == 2
+    assert {(threads, tiny) for _, threads, tiny, _ in states} == {(1, 0.0)}
+    expected = torch.bfloat16 if bf16 else torch.float32
+    assert [dtype for *_, dtype in states] == [expected] * 2 + [torch.float32] * 2
+
+
+def test_what_fails_in_a_part_is_raised():
+    model = build("last-hidden")
+    model.forward = lambda x: 1 / 0
+    parted(model, 2, 2)
+    with pytest.raises(ZeroDivisionError):
+        model(torch.rand(64, 1, 28, 28))
+
+
+def test_the_script_works_without_the_call(tiny, tmp_path, capsys):
+    """Whoever copies it may delete the line."""
+    text = (ROOT / "lstm_mnist.py").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "in_parts" in line]
+    assert len(lines) == 1
+    (tmp_path / "short.py").write_text(text.replace(lines[0] + "\n", ""))
+    flags = ["--recipe", "last-hidden", "--data-dir", str(tiny), "--epochs", "2"]
+    main = runpy.run_path(str(tmp_path / "short.py"))["main"]
+    (_, without), (_, with_parts) = main(flags), lstm_mnist.main(flags)
+    capsys.readouterr()
+    assert without[1]["valid_loss"] == pytest.approx(with_parts[1]["valid_loss"], rel=1e-3)
+
+
+def test_the_returned_model_is_bare(tiny, capsys):
+    model, _ = lstm_mnist.main(["--recipe", "last-hidden", "--data-dir", str(tiny), "--epochs", "1", "--bf16"])
+    assert "forward" not in vars(model)
+    capsys.readouterr()

@@ -68,7 +68,7 @@ def test_one_epoch_as_a_process(script, tiny, tmp_path):
     run = call(script, "--epochs", 1, "--data-dir", tiny, "--log-interval", 1, "--device", "cpu", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert re.search(r", [\d,]+ parameters, \w+ lr [\d.]+, batch \d+, 1 epochs, cpu, seed 1$", lines[0])
+    assert re.search(r", [\d,]+ parameters, \w+ lr [\d.]+, batch \d+( in \d parts)?, 1 epochs, cpu, seed 1$", lines[0])
     own = lines.index(")") if script == "mlp_mnist.py" else 2  # what the tutorials print before: the model, "epoch 1"
     running = [line for line in lines if re.fullmatch(r"\[1/1\] Loss: \d+\.\d{6}, Acc: [01]\.\d{6}", line)]
     assert lines[own + 1 : own + 1 + len(running)] == running
