@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import ROOT, machine
+from machine import COUNT, ROOT, machine
 from speed import TUTORIALS, as_written, common, lstm_mnist, mlp_mnist, write_part
 
 BUSY = [sys.executable, "-c", "while True: pass"]
@@ -81,7 +81,7 @@ def at_once(side: str, name: str, folder: str, seconds: float, busy: int, runs: 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=common.number(int, 1), default=3, metavar="N", help="default: 3")
+    parser.add_argument("--rounds", type=COUNT, default=3, metavar="N", help="default: 3")
     parser.add_argument("--seconds", type=common.number(float, 0.1, 1e6), default=4.0, metavar="S", help="default: 4")
     parser.add_argument("--recipe", nargs="+", choices=TUTORIALS, default=list(TUTORIALS), help="one or several")
     parser.add_argument("--side", choices=("tutorial", "ours"), help=argparse.SUPPRESS)  # the program calls itself

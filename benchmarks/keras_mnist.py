@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+if len(sys.argv) != 4:
+    raise SystemExit(f"{__doc__}\nThree arguments: the backend, a data folder, the recipe; speed.py gives them.")
 BACKEND, DATA_DIR, RECIPE = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 os.environ["KERAS_BACKEND"] = BACKEND  # Keras reads it when it is imported
 

@@ -1,12 +1,18 @@
-"""What the measurements share: where the scripts are, and the line that says what was measured on."""
+"""What the measurements share: the scripts on the path, how often to measure, and what was measured on."""
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import common  # noqa: E402
+
+COUNT = common.number(int, 1)  # an argparse type
 
 
 def machine() -> str:

@@ -19,7 +19,7 @@ import termios
 import threading
 from pathlib import Path
 
-from machine import ROOT, machine
+from machine import COUNT, ROOT, machine
 
 EPOCHS = 5
 
@@ -52,7 +52,7 @@ def seconds(bar: bool) -> list[float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--rounds", type=COUNT, default=3, metavar="N", help="default: 3")
     args = parser.parse_args()
     times = {True: [], False: []}
     for turn in range(args.rounds):

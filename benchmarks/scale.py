@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import ROOT, machine
-from speed import PROGRAMS, cell, common, write_part
+from machine import COUNT, ROOT, machine
+from speed import PROGRAMS, cell, write_part
 
 GIB = 1 << 30
 
@@ -36,9 +36,8 @@ def run(name: str, folder: Path) -> tuple[float, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    count = common.number(int, 1)
-    parser.add_argument("--images", type=count, default=2_000_000, metavar="N", help="default: 2000000")
-    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--images", type=COUNT, default=2_000_000, metavar="N", help="default: 2000000")
+    parser.add_argument("--rounds", type=COUNT, default=3, metavar="N", help="default: 3")
     parser.add_argument("--recipe", nargs="+", choices=PROGRAMS, default=["mlp", "last-hidden"], help="one or several")
     args = parser.parse_args()
     counts = (60000, args.images)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from machine import ROOT, machine
+from machine import COUNT, ROOT, machine
 from speed import cell, common, lstm_mnist, write_part
 
 VARIANTS = {  # what is left out of the set-up
@@ -54,7 +54,7 @@ def run(name: str, left_out: list[str], folder: str) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--rounds", type=COUNT, default=3, metavar="N", help="default: 3")
     parser.add_argument("--recipe", nargs="+", choices=lstm_mnist.RECIPES, default=["time-major", "batch-first"])
     parser.add_argument("--preload", metavar="LIBRARY", help="also this allocator, in mallopt's place")
     parser.add_argument("--left-out", nargs="*", help=argparse.SUPPRESS)  # the program calls itself

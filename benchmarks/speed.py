@@ -23,6 +23,7 @@ large float32 `torch.mm` with torch's default threads, measured anew each round.
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,17 +32,13 @@ import time
 from pathlib import Path
 
 import torch
-from machine import ROOT, machine
+from machine import COUNT, ROOT, common, machine
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-sys.path.insert(0, str(ROOT))
-
-import common  # noqa: E402
-
-import lstm_mnist  # noqa: E402
-import mlp_mnist  # noqa: E402
+import lstm_mnist
+import mlp_mnist
 
 RECIPES = mlp_mnist.RECIPES | lstm_mnist.RECIPES
 TUTORIALS = {  # what a tutorial does its own way; the rest is in the recipe
@@ -189,7 +186,7 @@ def backends(python: str) -> list[str]:
     try:
         found = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"{python}: is no Python that runs ({error}); give --keras-python an interpreter") from None
+        raise SystemExit(f"{python}: is not a Python that runs ({error}); give --keras-python an interpreter") from None
     return found[1:] if "keras" in found else []
 
 
@@ -218,7 +215,7 @@ def cell(seconds: list[float]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=common.number(int, 1), default=3, metavar="N", help="default: 3")
+    parser.add_argument("--rounds", type=COUNT, default=3, metavar="N", help="default: 3")
     parser.add_argument("--recipe", nargs="+", choices=TUTORIALS, default=list(TUTORIALS), help="one or several")
     parser.add_argument("--quick", action="store_true", help="6000 images of training and 1000 of test")
     parser.add_argument(
@@ -235,6 +232,8 @@ def main():
         print(json.dumps(peak() if args.side == "peak" else tutorial(args.recipe[0], args.folder)))
         return
 
+    if os.sep in args.keras_python:
+        args.keras_python = os.path.abspath(args.keras_python)  # it is called from the scripts' folder
     found = [] if args.keras is False else backends(args.keras_python)
     if args.keras and not found:
         parser.error(f"{args.keras_python} has no Keras with JAX or TensorFlow; see benchmarks/requirements.txt")
@@ -281,7 +280,7 @@ def main():
         f"fp32 peak {best / 1e9:,.0f} GFLOP/s"
     )
     if not torch.accelerator.is_available():
-        print("Seconds hang on what else the machine does meanwhile; the ratios are what compares.")
+        print("Seconds depend on what else the machine is doing; compare the ratios.")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from machine import ROOT, machine
+from machine import COUNT, ROOT, machine
 
 IMPORTS = "import torch, torchvision"
 PROGRAMS = {  # what is started, and how the line begins that is waited for
@@ -38,7 +38,7 @@ def until(arguments: list, line: str) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--rounds", type=COUNT, default=5, metavar="N", help="default: 5")
     args = parser.parse_args()
     taken = {name: [] for name in PROGRAMS}
     for _ in range(args.rounds + 1):

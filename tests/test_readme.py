@@ -61,7 +61,8 @@ def test_flags_in_the_docs_exist(capsys):
         with pytest.raises(SystemExit):
             main(["--help"])
         flags |= set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
-    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py"))
+    programs = [ROOT / "compare.py", *(ROOT / "benchmarks").glob("*.py")]
+    code = "".join(file.read_text(encoding="utf-8") for file in programs)
     flags |= set(re.findall(r'"(--[a-z0-9-]+)"', code)) | {"--help", "--no-cov", "--no-keras", "--no-flags"}
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))

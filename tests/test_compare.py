@@ -1,0 +1,271 @@
+"""compare.py: what it reads, how it groups and names, its statistics against SciPy, and what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from scipy import stats
+
+import compare
+import mlp_mnist
+from support import plots
+
+BASE = dict(script="lstm_mnist.py", recipe="sgd", cell="lstm", device="cpu", dataset="mnist", optimizer="SGD", lr=0.1)
+
+
+def record(seed, epoch, accuracy, **settings):
+    scores = dict(train_loss=1 - accuracy, train_acc=accuracy, valid_loss=1.1 - accuracy, valid_acc=accuracy)
+    settings = {**BASE, **settings}
+    run = f"{seed} {sorted(settings.items(), key=str)}"
+    return {**settings, "parameters": 7, "seed": seed, "run": run, "epoch": epoch, **scores, "seconds": 2.0 + epoch}
+
+
+def runs(accuracies, **settings):
+    """A run for each seed: `{seed: [accuracy, …]}`."""
+    return [[record(seed, k, a, **settings) for k, a in enumerate(values)] for seed, values in accuracies.items()]
+
+
+def write(path, *groups):
+    path.write_text("".join(json.dumps(r) + "\n" for group in groups for run in group for r in run))
+    return path
+
+
+def test_a_log_is_read_run_by_run_and_each_epoch_once(tmp_path, capsys):
+    log = write(tmp_path / "a.jsonl", runs({1: [0.5, 0.9], 2: [0.6, 0.7]}), runs({1: [0.1]}, recipe="time-major"))
+    log.write_text(log.read_text() * 2 + '{"cut')
+    found = compare.read(log)
+    assert [[r["epoch"] for r in run] for run in found] == [[0, 1], [0, 1], [0]]
+    assert capsys.readouterr().err == f"{log}: left out what is not the record of an epoch: line 11\n"
+
+
+ODD = [
+    "null", "3", '"x"', "[]", "[1, 2]", "{}", '{"epoch": 1}', "NaN", "[" * 100000,
+    *(
+        json.dumps({**record(1, 0, 0.5), name: value})
+        for name in ("seed", "epoch", "valid_acc", "seconds", "recipe", "lr", "run", "cell")
+        for value in ([], {}, [1], None, "x", True)
+        if not (name in ("lr", "run", "cell") and not isinstance(value, (list, dict)))
+        and not (name == "recipe" and value == "x")
+    ),
+    json.dumps({**record(1, 0, 0.5), "valid_loss": float("nan")}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ODD, ids=range(len(ODD)))
+def test_what_is_not_a_record_is_left_out(line, tmp_path, capsys):
+    log = write(tmp_path / "a.jsonl", runs({1: [0.5]}))
+    log.write_text(log.read_text() + line + "\n")
+    assert len(compare.read(log)) == 1
+    assert capsys.readouterr().err == f"{log}: left out what is not the record of an epoch: line 2\n"
+
+
+@pytest.mark.parametrize("content", [None, "", "no json\n", '{"epoch": 1}\n', b"\xff\xfe\x00"])
+def test_what_is_no_log_gets_one_line(content, tmp_path, capsys):
+    log = tmp_path / "runs.jsonl"
+    if content is not None:
+        log.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as end:
+        compare.main(["--log", str(log)])
+    assert str(log) in str(end.value.code)
+    assert len(str(end.value.code).splitlines()) == 1
+    capsys.readouterr()
+
+
+def test_a_name_says_what_differs_and_nothing_else():
+    seeds = {1: [0.5], 2: [0.6]}
+    assert list(compare.group(runs(seeds))) == ["sgd"]
+    assert list(compare.group(runs(seeds) + runs(seeds, lr=0.2))) == ["lr 0.1", "lr 0.2"]
+    several = runs(seeds) + runs(seeds, cell="gru") + runs(seeds, recipe="time-major", optimizer="Adam", lr=1.0)
+    assert list(compare.group(several)) == ["sgd, cell lstm", "sgd, cell gru", "time-major"]
+    longer = runs(seeds) + runs({1: [0.5, 0.6]})
+    assert list(compare.group(longer)) == ["epochs 1", "epochs 2"]
+    for name, value in (("optimizer", "Adam"), ("data", "abc"), ("bf16", True), ("parts", 3), ("batch_size", 9)):
+        assert len(compare.group(runs(seeds) + runs(seeds, **{name: value}))) == 2
+
+
+def test_the_table_is_scipys_and_pairs_by_seed():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(0.97, 0.002, 6), rng.normal(0.971, 0.002, 6)
+    order = [3, 1, 5, 0, 2, 4]  # the same seeds in another order
+    groups = compare.group(
+        runs({s: [0.1, first[s]] for s in range(6)}) + runs({s: [0.1, second[s]] for s in order}, cell="gru")
+    )
+    a, b = compare.table(groups, "valid_acc", best=False)
+    expected = stats.ttest_rel(100 * second, 100 * first)
+    low, high = expected.confidence_interval(0.95)
+    assert (a["mean"], a["sd"]) == pytest.approx((100 * first.mean(), 100 * first.std(ddof=1)))
+    assert (a["min"], a["max"]) == pytest.approx((100 * first.min(), 100 * first.max()))
+    assert b["difference"] == pytest.approx(100 * (second - first).mean())
+    assert (b["low"], b["high"]) == pytest.approx((low, high))
+    assert b["verdict"] == ("no difference shown" if expected.pvalue > 0.05 else "")
+    assert (a["difference"], a["low"], a["verdict"]) == (None, None, "")
+    assert (a["seeds"], a["epochs"], a["parameters"], a["seconds"]) == (6, 2, 7, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict"),
+    [
+        ({1: [0.9]}, "n = 1: no interval"),
+        ({1: [0.9], 2: [0.2]}, "no difference shown"),
+        ({9: [0.9]}, "no seed in common"),
+    ],
+)
+def test_the_verdict(second, verdict):
+    groups = compare.group(runs({1: [0.5], 2: [0.6]}) + runs(second, cell="gru"))
+    assert compare.table(groups, "valid_acc", best=False)[1]["verdict"] == verdict
+
+
+def test_a_clear_difference_and_one_without_spread():
+    first = {1: [0.50], 2: [0.52], 3: [0.51]}
+    better = {1: [0.70], 2: [0.73], 3: [0.71]}
+    same = {seed: [values[0] + 0.25] for seed, values in first.items()}
+    _, b, c = compare.table(
+        compare.group(runs(first) + runs(better, cell="gru") + runs(same, cell="rnn")), "valid_acc", False
+    )
+    assert b["verdict"] == c["verdict"] == ""
+    assert 0 < b["low"] < b["difference"] < b["high"]
+    assert c["low"] == pytest.approx(25)
+
+
+def test_best_epochs_and_other_metrics(tmp_path, capsys):
+    log = write(tmp_path / "a.jsonl", runs({1: [0.5, 0.9, 0.8], 2: [0.6, 0.7, 0.6]}))
+    (last,), (best,), (loss,) = (
+        compare.main(["--log", str(log), *flags]) for flags in ([], ["--best"], ["--metric", "valid_loss", "--best"])
+    )
+    assert [row["mean"] for row in (last, best, loss)] == pytest.approx([70, 80, 0.3])
+    out = capsys.readouterr().out
+    assert out.count("picked by looking at the test set") == 2
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "csv", "json"])
+def test_the_forms_say_the_same(form, tmp_path, capsys):
+    log = write(tmp_path / "a.jsonl", runs({1: [0.5], 2: [0.6]}), runs({1: [0.7], 2: [0.9]}, cell="gru"))
+    rows = compare.main(["--log", str(log), "--format", form])
+    out = capsys.readouterr().out
+    if form == "json":
+        assert json.loads(out) == rows
+    elif form == "csv":
+        assert out.splitlines()[0].split(",")[:5] == ["name", "seeds", "parameters", "epochs", "mean"]
+        assert len(out.splitlines()) == 3
+    else:
+        assert "80.00 ± 14.14 (70.00 to 90.00)" in out
+        assert "+25.00 (-38.53 to +88.53), no difference shown" in out
+        assert len({line.count("|") for line in out.splitlines()}) == 1
+
+
+def test_two_hundred_runs_in_one_log(tmp_path, capsys):
+    groups = [runs({s: [0.5 + s / 1000] for s in range(25)}, lr=k / 10) for k in range(1, 9)]
+    rows = compare.main(["--log", str(write(tmp_path / "a.jsonl", *groups)), "--plot", str(tmp_path)])
+    assert [(row["name"], row["seeds"]) for row in rows] == [(f"lr {k / 10}", 25) for k in range(1, 9)]
+    assert min(Image.open(tmp_path / "runs.png").size) > 400
+    capsys.readouterr()
+
+
+def test_the_picture_has_means_bands_and_names_at_the_ends():
+    groups = compare.group(runs({1: [0.5, 0.9], 2: [0.6, 0.7]}) + runs({1: [0.1, 0.2]}, cell="gru"))
+    by_epoch, by_time = plots.comparison(groups).axes
+    assert by_epoch.lines[0].get_ydata() == pytest.approx([55, 80])
+    assert list(by_time.lines[0].get_xdata()) == pytest.approx([2, 5])  # seconds of training, added up
+    band = by_epoch.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((50, 90))
+    assert sorted(text.get_text() for text in by_time.texts) == ["cell gru", "cell lstm"]
+    assert {text.get_color() for text in by_time.texts} == {line.get_color() for line in by_time.lines}
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ([], "--log"),
+        (["--seeds", "0", "x.py"], "--seeds"),
+        (["--jobs", "0", "x.py"], "--jobs"),
+        (["mlp_mnist.py --seed 3"], "--seed"),
+        (["mlp_mnist.py --checkpoint=c.pt"], "--checkpoint"),
+        (["--metric", "speed", "x.py"], "--metric"),
+    ],
+)
+def test_bad_arguments(argv, named, capsys):
+    with pytest.raises(SystemExit) as end:
+        compare.main(argv)
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert len(err.splitlines()) == 1
+    assert named in err
+
+
+def command(tiny, *more):
+    return " ".join(["mlp_mnist.py", "--data-dir", str(tiny), *more])
+
+
+def test_commands_run_once_and_a_failing_one_is_named(tiny, tmp_path, capsys):
+    log = tmp_path / "runs.jsonl"
+    good, bad = command(tiny, "--epochs", "2"), command(tiny, "--epochs", "two")
+    with pytest.raises(SystemExit) as end:
+        compare.main([good, bad, "nothing-of-this-name x", "--seeds", "1", "--log", str(log)])
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    assert "mlp" in out.splitlines()[1]
+    assert f"{bad}, seed 1: failed: mlp_mnist.py: argument --epochs: 'two' is not an integer" in err
+    assert "nothing-of-this-name x, seed 1: failed: nothing-of-this-name: No such file" in err
+    before = log.read_text()
+    (row,) = compare.main([good, "--seeds", "1", "--log", str(log)])
+    assert log.read_text() == before
+    assert "seed 1:" not in capsys.readouterr().err
+    _, history = mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "2"])
+    assert row["mean"] == 100 * history[-1]["valid_acc"]  # as the command gives alone
+    assert [file.name for file in tmp_path.iterdir()] == ["runs.jsonl"]
+    capsys.readouterr()
+
+
+def start(log, *argv):
+    # of a session of its own, so that a signal reaches the parent alone
+    own = [sys.executable, ROOT / "compare.py", *argv, "--seeds", "1", "--log", log]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([str(word) for word in own], start_new_session=True, **pipes)
+
+
+def until_there_is_a_checkpoint(log):
+    while not list(log.parent.glob("runs.jsonl.parts/*.pt")):
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_resumes(small, tmp_path):
+    """Neither a parent nor a child that is killed loses more than an epoch."""
+    log, line = tmp_path / "runs.jsonl", command(small, "--epochs", "6", "--batch-size", "5")
+    parent = start(log, line)
+    until_there_is_a_checkpoint(log)
+    os.killpg(parent.pid, signal.SIGKILL)
+    parent.communicate()
+    assert log.read_text() == ""
+    again = start(log, line)
+    out, err = again.communicate()
+    assert (again.returncode, "mlp" in out) == (0, True), err
+    (run,) = compare.read(log)
+    assert [r["epoch"] for r in run] == list(range(6))
+    _, whole = mlp_mnist.main(["--data-dir", str(small), "--epochs", "6", "--batch-size", "5"])
+    assert [r["valid_loss"] for r in run] == [r["valid_loss"] for r in whole]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["runs.jsonl"]
+
+
+def test_ctrl_c_ends_the_children_and_shows_what_is_there(small, tiny, tmp_path):
+    log = tmp_path / "runs.jsonl"
+    parent = start(log, command(tiny, "--epochs", "1"), command(small, "--epochs", "10000"))
+    until_there_is_a_checkpoint(log)
+    while len(log.read_text()) == 0 or not list(tmp_path.glob("runs.jsonl.parts/*.pt")):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    parent.send_signal(signal.SIGINT)
+    out, err = parent.communicate(timeout=60)
+    assert parent.returncode == 130
+    assert "epochs" in out.splitlines()[0]
+    assert len(out.splitlines()) == 2
+    assert f"rerun the same command to resume from {log}" in err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(parent.pid, 0)  # nobody of the group is left
