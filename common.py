@@ -78,7 +78,10 @@ def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tens
     from torchvision import datasets
 
     kind = getattr(datasets, DATASETS[name])
-    return [(part.data, part.targets) for part in (kind(root, train, download=True) for train in (True, False))]
+    try:
+        return [(part.data, part.targets) for part in (kind(root, train, download=True) for train in (True, False))]
+    except (OSError, RuntimeError) as error:  # a network and files can each fail in their own ways
+        raise SystemExit(f"{root}: cannot read {DATASETS[name]} ({' '.join(str(error).split())[:200]})") from None
 
 
 def loaders(args) -> tuple[Loader, Loader]:
@@ -204,7 +207,7 @@ def report(seen: list[tuple[torch.Tensor, torch.Tensor]], names=range(10)) -> No
 
 
 class Run:
-    """What is printed and kept around one recipe's loop over epochs: `epochs`, `batches`, `end_epoch`, `end`.
+    """What is printed and kept around one recipe's loop: `epochs`, `batches`, `end_epoch`, `finish`, in this order.
 
     `history` holds a record per epoch, as `--log` writes it; its records start with the run's `settings`.
     """
@@ -223,7 +226,7 @@ class Run:
         say(
             f"{args.recipe}: {f'{kind} {args.cell}' if 'cell' in args else kind}, {parameters:,} parameters, "
             f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}{f' in {args.parts} parts' if parted else ''}, "
-            f"{args.epochs} epochs, {args.device}, seed {args.seed}"
+            f"{args.epochs} {'epoch' if args.epochs == 1 else 'epochs'}, {args.device}, seed {args.seed}"
         )
         if exits:
             from support import records
@@ -231,42 +234,43 @@ class Run:
             records.begin(self)
 
     def epochs(self):
-        """The epochs that are still to be trained; the clock of each starts here."""
+        """The numbers of the epochs that are still to be trained; the clock of each starts here."""
         while len(self.history) < self.args.epochs:
-            self.start = time.perf_counter()
+            self.start, self.trained = time.perf_counter(), []
             if "opening" in self.args:
                 say(self.fill(self.args.opening))
             yield len(self.history)
 
-    def batches(self, trained: list):
+    def batches(self):
         """The training batches of an epoch in pieces; between two pieces lines are printed and the bar moves.
 
-        `trained` must hold the outputs and labels of every batch of a piece before the next piece is asked for.
+        `trained` takes up the outputs and labels of every batch of a piece before the next piece is asked for.
         """
-        loader, total = iter(self.train_loader), len(self.train_loader)
+        loader, done, total = iter(self.train_loader), 0, len(self.train_loader)
         interval, on_terminal = self.args.log_interval or total, bool(sys.stderr) and sys.stderr.isatty()
-        # drawn once a second: the scores of all that was trained take a millisecond or two
-        look = dict(desc=f"Epoch {len(self.history)}", leave=False, disable=not on_terminal, mininterval=1)
-        with tqdm(total=total, **look) as bar:
-            while (done := len(trained)) < total:
-                due = interval - done % interval
-                yield itertools.islice(loader, min(due, 16) if on_terminal else due)
-                if on_terminal and bar.update(len(trained) - done):  # true when the bar was drawn
-                    bar.set_postfix_str("loss {:.4f}, acc {:.4f}".format(*score(trained)))
-                if self.args.log_interval and len(trained) % interval == 0:
-                    bar.clear()
-                    say(self.running_line(trained))
+        look = dict(desc=f"Epoch {len(self.history)}", leave=False, mininterval=1)
+        with tqdm(total=total, **look) if on_terminal else contextlib.nullcontext() as bar:
+            while done < total:
+                size = min(interval - done % interval, total - done, 16 if on_terminal else total)
+                yield itertools.islice(loader, size)
+                done += size
+                if bar and bar.update(size):  # true when it was drawn: to score all that was trained takes a while
+                    bar.set_postfix_str("loss {:.4f}, acc {:.4f}".format(*score(self.trained)))
+                if self.args.log_interval and done % interval == 0:
+                    if bar:
+                        bar.clear()
+                    say(self.running_line(done))
 
-    def running_line(self, trained: list) -> str:
-        """The tutorial's line within an epoch, after as many steps as `trained` holds."""
-        form, values = getattr(self.args, "running", RUNNING), {"step": len(trained) - 1}
+    def running_line(self, steps: int) -> str:
+        """The tutorial's line within an epoch, after that many steps."""
+        form, values = getattr(self.args, "running", RUNNING), {"step": steps - 1}
         if "{first_batch" in form:
             images, labels = next(iter(self.test_loader))
             self.model.eval()
             with torch.no_grad():
                 values["first_batch"] = (self.model(images).argmax(1) == labels).sum().item() / len(labels)
         else:
-            values["loss"], values["acc"] = score(trained)
+            values["loss"], values["acc"] = score(self.trained)
         return self.fill(form, **values)
 
     def fill(self, form: str, **values) -> str:
@@ -274,17 +278,17 @@ class Run:
         epoch = len(self.history)
         return form.format(epoch=epoch, number=epoch + 1, epochs=self.args.epochs, **values)
 
-    def end_epoch(self, trained: list, tested: list) -> None:
-        """Score an epoch from its outputs and labels, save what the flags ask for, then print its lines.
+    def end_epoch(self, tested: list) -> None:
+        """Score an epoch, `trained` and `tested`, save what the flags ask for, then print its lines.
 
         Raises SystemExit with one line where a loss is not finite.
         """
         args, epoch = self.args, len(self.history)
-        (train_loss, train_acc), (valid_loss, valid_acc) = score(trained), score(tested)
+        (train_loss, train_acc), (valid_loss, valid_acc) = score(self.trained), score(tested)
         seconds = time.perf_counter() - self.start
         if not math.isfinite(train_loss + valid_loss):
-            losses = (score([batch])[0] for batch in trained)
-            step = next((k for k, loss in enumerate(losses, 1) if not math.isfinite(loss)), len(trained))
+            losses = (score([batch])[0] for batch in self.trained)
+            step = next((k for k, loss in enumerate(losses, 1) if not math.isfinite(loss)), len(self.trained))
             raise SystemExit(f"epoch {epoch}, step {step}: the loss is not finite; lower --lr (it is {args.lr:g})")
         scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
         lines = [self.fill(args.closing, **scores)] if "closing" in args else []
@@ -295,7 +299,7 @@ class Run:
             records.save_epoch(self)
         say(*lines, epoch_line(self.history[-1]), sep="\n")
 
-    def end(self, tested: list) -> tuple[torch.nn.Module, list[dict]]:
+    def finish(self, tested: list) -> tuple[torch.nn.Module, list[dict]]:
         """Print the accuracy of each class, write the model and the pictures; returns `(model, history)`."""
         report(tested, CLASSES[self.args.dataset])
         if exits:
@@ -314,21 +318,22 @@ def predict(model: torch.nn.Module, args) -> tuple[torch.nn.Module, list]:
     return model, []
 
 
-def summary(results: list[tuple]) -> tuple | list[tuple]:
+def summary(runs: list, results: list[tuple]) -> tuple | list[tuple]:
     """What `main` returns: one recipe's `(model, history)`; of several recipes a list, after a table of them."""
     if len(results) == 1:
         return results[0]
     say(f"\n{'recipe':<12} {'parameters':>10} {'epochs':>6} {'test accuracy':>13} {'seconds per epoch':>17}")
-    for _, history in filter(lambda result: result[1], results):
-        last, seconds = history[-1], statistics.median(r["seconds"] for r in history)
-        accuracy = f"{100 * last['valid_acc']:.2f}%"
-        say(f"{last['recipe']:<12} {last['parameters']:>10,} {len(history):>6} {accuracy:>13} {seconds:>17.2f}")
+    for args, (model, history) in zip(runs, results):
+        parameters = sum(p.numel() for p in model.parameters())
+        accuracy = f"{100 * history[-1]['valid_acc']:.2f}%" if history else "-"
+        seconds = f"{statistics.median(r['seconds'] for r in history):.2f}" if history else "-"
+        say(f"{args.recipe:<12} {parameters:>10,} {len(history):>6} {accuracy:>13} {seconds:>17}")
     return results
 
 
 @contextlib.contextmanager
 def session(runs: list):
-    """Prepare the process for training, and put it back afterwards: allocator, denormals, threads, files, signals."""
+    """Prepare the process for training; denormals, threads and signal handlers are put back afterwards."""
     before = torch.get_num_threads(), torch.full((1,), 1e-40).mul(1).item() == 0
     with contextlib.ExitStack() as stack:
         if exits:
@@ -411,24 +416,25 @@ def parser(script: str, doc: str) -> Parser:
     p = Parser(prog=Path(script).name, description=doc, formatter_class=style, allow_abbrev=False)
     count, add, file = number(int, 1), p.add_argument, dict(type=Path, metavar="FILE")
     optimizers = ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"]
-    add("--optimizer", choices=optimizers, help="of torch.optim, with its defaults beside --lr")
-    add("--epochs", type=number(int, 0), metavar="N", help="the tutorial's, like all that has no default named here")
-    add("--batch-size", type=count, metavar="N")
-    add("--test-batch-size", type=count, metavar="N")
+    add("--optimizer", choices=optimizers, help="torch.optim's; all but --lr at its defaults")
+    add("--epochs", type=number(int, 0), metavar="N", help="default, here and below: the recipe's")
+    add("--batch-size", type=count, metavar="N", help="images per training step")
+    add("--test-batch-size", type=count, metavar="N", help="images per step of evaluation")
     add("--lr", type=number(float, 5e-324, sys.float_info.max), metavar="RATE", help="learning rate")
-    add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="everything random (default: 1)")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="a torchvision root (default: data/ here)")
     add("--bf16", action="store_true", help="bfloat16 autocast in training")
+    add("--normalize", action=argparse.BooleanOptionalAction, help="pixels from -1 to 1 instead of 0 to 1")
     add("--dry-run", action="store_true", help="one batch of training, one of test")
-    add("--log-interval", type=number(int, 0), metavar="N", help="loss and accuracy so far every N steps; 0: never")
+    add("--log-interval", type=number(int, 0), metavar="N", help="the recipe's line every N steps; 0: never")
     add("--save-model", **file, help="write the trained state_dict")
     add("--load-model", **file, help="start from it; with --epochs 0: evaluate it")
     add("--checkpoint", **file, help="saved after each epoch; rerun to resume from it")
     add("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
     add("--log", **file, help="append one JSON object per epoch")
-    add("--plot", type=Path, metavar="DIR", help="write the pictures there")
+    add("--plot", type=Path, metavar="DIR", help="write figures to DIR")
     return p
 
 
@@ -444,6 +450,8 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
             p.error(f"--{name.replace('_', '-')} needs the folder support/ beside {Path(__file__).name}; copy it too")
     if args.predict and not args.load_model:
         p.error("--predict needs --load-model FILE, the trained model")
+    if args.predict and (args.save_model or args.checkpoint or args.log):
+        p.error("--predict trains nothing: leave out --save-model, --checkpoint and --log")
     if len(names) > 1 and (args.save_model or args.load_model or args.checkpoint):
         p.error("--save-model, --load-model, --checkpoint and --predict go with one --recipe, not several")
     if exits:

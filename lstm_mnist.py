@@ -6,7 +6,7 @@ python lstm_mnist.py --recipe all --cell gru         # every recipe, one after t
 python lstm_mnist.py --save-model rnn.pth            # and later: --epochs 0 --load-model rnn.pth
 """
 
-import common
+import common  # first: from here on Ctrl-C ends in one line, also while torch is being imported
 
 import torch
 from torch import nn
@@ -84,7 +84,7 @@ class EquationsLSTM(nn.LSTM):
 
 
 def train(model, loader, criterion, optimizer):
-    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, before each step."""
+    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, from before each update."""
     model.train()
     seen = []
     for images, labels in loader:
@@ -105,6 +105,7 @@ def test(model, loader):
 
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "equations": EquationsLSTM}
+# opening, running and closing are the tutorial's lines: before an epoch, every log_interval steps (0: never), after it
 RECIPES = {
     "batch-first": dict(
         model=BatchFirst, hidden=128, layers=2, optimizer="Adam", lr=0.001, batch_size=100, test_batch_size=100,
@@ -129,7 +130,7 @@ RECIPES = {
 
 
 def build(args):
-    """The recipe's model with its first weights, which the seed decides."""
+    """The recipe's model, initialized from the seed."""
     torch.manual_seed(args.seed)
     return args.model(28, args.hidden, args.layers, 10, CELLS[args.cell]).to(args.device)
 
@@ -139,16 +140,13 @@ def fit(args):
     model, (train_loader, test_loader) = build(args), common.loaders(args)
     criterion = nn.CrossEntropyLoss()
     optimizer = common.optimizer(model, args)
-    run = common.Run(args, model, optimizer, train_loader, test_loader)
+    run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints; loads what flags name
     common.in_parts(model, args)  # faster where several cores are, above all where they are busy
-    tested = []
     for _ in run.epochs():
-        trained = []
-        for batches in run.batches(trained):  # all of the epoch, or --log-interval batches at a time
-            trained += train(model, batches, criterion, optimizer)
-        tested = test(model, test_loader)
-        run.end_epoch(trained, tested)
-    return run.end(tested or test(model, test_loader))
+        for batches in run.batches():  # all of the epoch's, or --log-interval at a time
+            run.trained += train(model, batches, criterion, optimizer)
+        run.end_epoch(test(model, test_loader))  # prints, saves
+    return run.finish(test(model, test_loader))
 
 
 def main(argv=None):
@@ -158,19 +156,13 @@ def main(argv=None):
     add("--recipe", nargs="+", choices=[*RECIPES, "all"], default=["batch-first"], help="one or several, or all")
     add("--cell", choices=CELLS, default="lstm", help="equations: the LSTM written out from its gates")
     add("--hidden", type=common.number(int, 1), metavar="N", help="units per layer")
-    add("--layers", type=common.number(int, 1), metavar="N")
-    add(
-        "--parts",
-        type=common.number(int, 1),
-        default=common.CORES,
-        metavar="N",
-        help="of a batch (default: one per core)",
-    )
+    add("--layers", type=common.number(int, 1), metavar="N", help="stacked")
+    add("--parts", type=common.number(int, 1), default=common.CORES, metavar="N", help="per batch (default: the cores)")
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:
             return common.predict(build(runs[0]), runs[0])
-        return common.summary([fit(args) for args in runs])
+        return common.summary(runs, [fit(args) for args in runs])
 
 
 if __name__ == "__main__":

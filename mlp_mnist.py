@@ -5,7 +5,7 @@ python mlp_mnist.py --epochs 5 --lr 0.1              # any entry of the recipe c
 python mlp_mnist.py --save-model mlp.pth             # and later: --epochs 0 --load-model mlp.pth
 """
 
-import common
+import common  # first: from here on Ctrl-C ends in one line, also while torch is being imported
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 def train(model, loader, criterion, optimizer):
-    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, before each step."""
+    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, from before each update."""
     model.train()
     seen = []
     for images, labels in loader:
@@ -58,7 +58,7 @@ RECIPES = {
 
 
 def build(args):
-    """The network with its first weights, which the seed decides."""
+    """The network, initialized from the seed."""
     torch.manual_seed(args.seed)
     return Net().to(args.device)
 
@@ -68,21 +68,18 @@ def fit(args):
     model, (train_loader, test_loader) = build(args), common.loaders(args)
     criterion = nn.CrossEntropyLoss()
     optimizer = common.optimizer(model, args)
-    run = common.Run(args, model, optimizer, train_loader, test_loader)
-    print(model, flush=True)
-    train_pieces = train
+    run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints; loads what flags name
+    print(model, flush=True)  # as the tutorial does
+    train_batches = train
     if args.compile:
         from support import compiled
 
-        train_pieces = compiled.training(model, criterion, args.lr)
-    tested = []
+        train_batches = compiled.training(model, criterion, args.lr)
     for _ in run.epochs():
-        trained = []
-        for batches in run.batches(trained):  # all of the epoch, or --log-interval batches at a time
-            trained += train_pieces(model, batches, criterion, optimizer)
-        tested = test(model, test_loader)
-        run.end_epoch(trained, tested)
-    return run.end(tested or test(model, test_loader))
+        for batches in run.batches():  # all of the epoch's, or --log-interval at a time
+            run.trained += train_batches(model, batches, criterion, optimizer)
+        run.end_epoch(test(model, test_loader))  # prints, saves
+    return run.finish(test(model, test_loader))
 
 
 def main(argv=None):

@@ -1,1 +1,1 @@
-"""The rooms behind the scripts: what some flags need, one topic each. A script and common.py train without them."""
+"""What some flags need, a module per topic. A script and common.py train without them."""

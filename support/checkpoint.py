@@ -57,7 +57,7 @@ def read(path: Path) -> tuple[object, str]:
                 if wrong := file.testzip():
                     raise ValueError(f"the checksum of {wrong} is wrong")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on odd files; what is wrong with them is said in one line
+            warnings.simplefilter("ignore")  # about odd files: what is wrong with them is said in one line
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not data.startswith(b"PK") and sys.stderr:
         print(f"{path}: is in torch's old format, without checksums: damage may go unnoticed", file=sys.stderr)
@@ -91,7 +91,7 @@ def check(saved, expected, name: str) -> None:
         for one, other in zip(saved, expected):
             check(one, other, name)
     elif type(saved) is not type(expected) or saved != expected:
-        raise ValueError(f"{name} was {str(saved)[:40]}, now {str(expected)[:40]}; use the same settings, or")
+        raise ValueError(f"{name} was {str(saved)[:40]}, now {str(expected)[:40]}")
 
 
 def save(path: Path, content) -> None:
@@ -104,9 +104,9 @@ def save(path: Path, content) -> None:
 def load_model(path: Path, model: torch.nn.Module) -> str:
     """Load a state_dict into the model and return the file's hash; SystemExit with one line where it does not fit."""
     state, digest = read(path)
-    with one_line(path, "give the flags it was trained with, such as --recipe, --cell and --hidden"):
+    with one_line(path, "use the flags that it was trained with"):
         if isinstance(state, dict) and state.keys() == PARTS:
-            raise ValueError("this is a checkpoint, give it as --checkpoint")
+            raise SystemExit(f"{path}: is a checkpoint; give it as --checkpoint")
         check(state, dict(model.state_dict()), "state_dict")
         model.load_state_dict(state)
     return digest
@@ -129,7 +129,7 @@ def resume(path: Path, run) -> None:
     for parameter in probe.param_groups[0]["params"]:
         parameter.grad = torch.zeros_like(parameter)
     probe.step()
-    with one_line(path, "name another --checkpoint file"):
+    with one_line(path, "use the same settings, or another --checkpoint file"):
         if not isinstance(saved, dict) or saved.keys() != PARTS or not isinstance(saved["run"], dict):
             raise ValueError("is not a checkpoint")
         history, settings = saved["history"], saved["run"]

@@ -10,7 +10,7 @@ def training(model, criterion, lr):
     counts (benchmarks/speed.py). Raises SystemExit where torch is too old to put gradients into a graph.
     """
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
-        raise SystemExit(f"--compile needs a newer torch than {torch.__version__}; go without it")
+        raise SystemExit(f"--compile needs a newer torch than {torch.__version__}; omit --compile")
     torch._dynamo.config.trace_autograd_ops = True  # gradients within the graph
     parameters = list(model.parameters())
 

@@ -1,4 +1,4 @@
-"""How a run ends when something from outside stops it: in one line, with a status that says what it was."""
+"""How a run ends when it is stopped from outside: in one line, with a status that says what it was."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ def quit_at_once(*_) -> None:
     os._exit(130)
 
 
-program = getattr(sys.modules["__main__"], "__file__", None)
-if program and Path(program).resolve().parent == Path(__file__).resolve().parents[1]:  # a script, not a notebook
+program = Path(getattr(sys.modules["__main__"], "__file__", None) or "notebook").resolve()
+if program.parent == Path(__file__).resolve().parents[1] and program.name.endswith(("_mnist.py", "compare.py")):
     signal.signal(signal.SIGINT, quit_at_once)
 
 
@@ -39,7 +39,7 @@ def flush() -> None:
 def clean(args=None):
     """End what stops a run from outside in one line: Ctrl-C with status 130, SIGTERM with 143, a closed pipe with 141.
 
-    A machine that fails (memory, a full disk, no compiler) ends it with status 1. What the last whole epoch left stays.
+    A machine that fails (memory, a full disk, no compiler) ends it with status 1. What was saved stays.
     """
     ways, before = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}, {}
 
@@ -75,8 +75,8 @@ def clean(args=None):
         if isinstance(error, MemoryError) or "memory" in reason or "could not create a primitive" in reason:
             raise SystemExit(f"stopped: {reason}; lower --batch-size or --test-batch-size") from None
         if getattr(args, "compile", False) and "ompile" in str(error):
-            raise SystemExit(f"stopped: {reason}; --compile needs a C++ compiler such as g++; go without it") from None
+            raise SystemExit(f"stopped: {reason}; --compile needs a C++ compiler such as g++; omit --compile") from None
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.default_int_handler if handler is quit_at_once else handler)

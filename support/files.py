@@ -56,7 +56,7 @@ def ready(runs: list):
             from support import plots  # noqa: F401
         except Exception as error:  # not installed, or at odds with a setting of its own
             reason = " ".join(str(error).split())[:200]
-            raise SystemExit(f"--plot: matplotlib cannot be imported ({reason}); mend that or go without") from None
+            raise SystemExit(f"--plot: matplotlib cannot be imported ({reason}); fix that or omit --plot") from None
         for name in PICTURES:
             check_writable(folder / name)
     with lock(args.checkpoint) if args.checkpoint else contextlib.nullcontext():

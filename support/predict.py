@@ -71,7 +71,7 @@ def read_picture(path: Path) -> torch.Tensor:
     border = np.concatenate([colour[0], colour[-1], colour[:, 0], colour[:, -1]])
     ground = np.median(border, axis=0)
     ink = np.linalg.norm(colour - ground, axis=-1)
-    # paper is never quite even: what half of the border shows twice over is no ink
+    # paper is never quite even: within twice the border's median deviation it is background
     ink = np.clip(ink - 2 * np.median(np.linalg.norm(border - ground, axis=-1)), 0, None)
     if not ink.max() > 0:
         raise ValueError("is all one colour, there is no digit in it")

@@ -4,7 +4,9 @@ import common
 
 import ast
 import contextlib
+import copy
 import io
+import pickle
 import re
 import shutil
 import signal
@@ -175,3 +177,31 @@ def test_main_in_a_thread_and_into_a_string(tiny, tmp_path):
         thread.join()
     assert len(results[0][1]) == 1
     assert "Epoch 0. Train Loss" in out.getvalue()
+
+
+def test_the_returned_model_copies_and_pickles(tiny, capsys):
+    """Nothing that a flag put into it for training is left in it."""
+    model, _ = lstm_mnist.main(["--recipe", "last-hidden", "--data-dir", str(tiny), "--epochs", "1", "--bf16"])
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert twin(torch.rand(3, 1, 28, 28)).abs().sum() == 0
+        assert model(torch.rand(3, 1, 28, 28)).abs().sum() > 0
+    capsys.readouterr()
+
+
+def test_recipes_without_an_epoch_end_in_a_table_too(tiny, capsys):
+    lstm_mnist.main(["--recipe", "sgd", "last-hidden", "--data-dir", str(tiny), "--epochs", "0"])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[-2:]] == [
+        ["sgd", "36,910", "0", "-", "-"],
+        ["last-hidden", "24,714", "0", "-", "-"],
+    ]
+
+
+@pytest.mark.parametrize("flag", ["--save-model", "--checkpoint", "--log"])
+def test_predict_refuses_what_it_would_ignore(flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        mlp_mnist.main(["--load-model", "m.pth", "--predict", "7.png", flag, "x"])
+    assert stop.value.code == 2
+    assert "--predict trains nothing" in capsys.readouterr().err

@@ -179,7 +179,7 @@ def test_any_two_flags_that_name_one_file_are_refused(tiny, tmp_path, capsys):
         ["--load-model", model, "--save-model", tmp_path / "link"],
         ["--load-model", model, "--checkpoint", tmp_path / "hard"],
         ["--load-model", model, "--predict", model],
-        ["--load-model", model, "--predict", tmp_path / "7.png", "--log", tmp_path / "7.png"],
+        ["--load-model", model, "--predict", tmp_path / "p" / "predictions.png", "--plot", tmp_path / "p"],
         ["--log", tmp_path / "p" / "curves.png", "--plot", tmp_path / "p"],
         ["--log", data, "--epochs", "1"],
     ):
