@@ -4,7 +4,7 @@ Flags that read or write files, clean exits and the care for the data set's file
 """
 
 try:
-    from support import exits  # before the imports that take seconds: from here on Ctrl-C ends in one line
+    from support import archives, exits, files, records  # first: Ctrl-C ends in one line, also in the imports below
 except ImportError:  # copied without support/
     exits = None
 
@@ -72,8 +72,6 @@ def to_float(images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
 def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Training and test set of a torchvision root: bytes `(N, 28, 28)` and int64 labels `(N,)` each."""
     if exits:
-        from support import archives
-
         return archives.read(root, DATASETS[name])
     from torchvision import datasets
 
@@ -229,8 +227,6 @@ class Run:
             f"{args.epochs} {'epoch' if args.epochs == 1 else 'epochs'}, {args.device}, seed {args.seed}"
         )
         if exits:
-            from support import records
-
             records.begin(self)
 
     def epochs(self):
@@ -294,8 +290,6 @@ class Run:
         lines = [self.fill(args.closing, **scores)] if "closing" in args else []
         self.history.append({**self.settings, "epoch": epoch, **scores, "seconds": seconds})
         if exits:
-            from support import records
-
             records.save_epoch(self)
         say(*lines, epoch_line(self.history[-1]), sep="\n")
 
@@ -303,8 +297,6 @@ class Run:
         """Print the accuracy of each class, write the model and the pictures; returns `(model, history)`."""
         report(tested, CLASSES[self.args.dataset])
         if exits:
-            from support import records
-
             records.end(self, tested, CLASSES[self.args.dataset])
         vars(self.model).pop("forward", None)  # what `use_bfloat16` and `in_parts` put there
         return self.model, self.history
@@ -337,8 +329,6 @@ def session(runs: list):
     before = torch.get_num_threads(), torch.full((1,), 1e-40).mul(1).item() == 0
     with contextlib.ExitStack() as stack:
         if exits:
-            from support import files
-
             stack.enter_context(exits.clean(runs[0]))
             stack.enter_context(files.ready(runs))
         keep_freed_memory()
@@ -454,11 +444,8 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
         p.error("--predict trains nothing: leave out --save-model, --checkpoint and --log")
     if len(names) > 1 and (args.save_model or args.load_model or args.checkpoint):
         p.error("--save-model, --load-model, --checkpoint and --predict go with one --recipe, not several")
-    if exits:
-        from support import files
-
-        if clash := files.clash(args):
-            p.error(clash)
+    if exits and (clash := files.clash(args)):
+        p.error(clash)
     given = {name: value for name, value in vars(args).items() if value is not None}
     runs = [argparse.Namespace(**{**vars(args), **recipes[name], **given, "recipe": name}) for name in names]
     for run in runs:

@@ -84,31 +84,25 @@ def shape_of(data: np.ndarray | None) -> tuple[int, ...] | None:
 
 def download(packed: Path, folder: str) -> None:
     """Fetch one archive from the first of torchvision's mirrors that has it; several processes take turns."""
-    try:
-        from torchvision import datasets
-    except (
-        ImportError,
-        RuntimeError,
-        AttributeError,
-    ) as error:  # "operator torchvision::nms does not exist" and its kin
-        raise SystemExit(
-            f"{packed}: is missing, and torchvision, which could download it, does not match torch {torch.__version__} "
-            f"({str(error).splitlines()[0]}); install a matching pair: pip install --force-reinstall torch torchvision"
-        ) from None
-    md5s = dict(getattr(datasets, folder).resources)
     failure, part = "no mirror has it", packed.with_name(f".{packed.name}.part")
     try:
+        from torchvision import datasets
+
+        kind = getattr(datasets, folder)
         packed.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(packed.with_name(".lock"), timeout=PATIENCE), contextlib.redirect_stdout(sys.stderr):
-            for mirror in () if packed.exists() else getattr(datasets, folder).mirrors:
+            for mirror in () if packed.exists() else kind.mirrors:
                 try:
-                    datasets.utils.download_url(f"{mirror}{packed.name}", packed.parent, part.name, md5s[packed.name])
+                    url, md5 = f"{mirror}{packed.name}", dict(kind.resources)[packed.name]
+                    datasets.utils.download_url(url, packed.parent, part.name, md5)
                     part.replace(packed)
                     return
                 except Exception as error:  # a network can fail in many ways
                     failure = " ".join(str(error).split())[:200] or type(error).__name__
     except (OSError, filelock.Timeout) as error:
         failure = getattr(error, "strerror", None) or f"{error}"
+    except (ImportError, RuntimeError, AttributeError) as error:  # "operator torchvision::nms does not exist"
+        failure = f"{str(error).splitlines()[0]}: pip install --force-reinstall torch torchvision makes a matching pair"
     if not packed.exists():
         four = ", ".join(f"{name}.gz" for name in FILES)
         raise SystemExit(f"{packed}: is missing and cannot be downloaded ({failure}); put {four} into {packed.parent}")
