@@ -254,6 +254,7 @@ def test_a_killed_comparison_resumes(small, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["runs.jsonl"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_children_and_shows_what_is_there(small, tiny, tmp_path):
     log = tmp_path / "runs.jsonl"
     parent = start(log, command(tiny, "--epochs", "1"), command(small, "--epochs", "10000"))

@@ -14,6 +14,7 @@ import stat
 import subprocess
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -778,17 +779,23 @@ def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
     assert not (tmp_path / "MNIST" / "raw" / f"{IMAGES}.gz").exists()
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_four_first_runs_at_once(times, tmp_path, capsys):
+def test_four_first_runs_at_once(tmp_path, digits):
+    root = archives(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(same(sets, digits) for sets in pool.map(lambda _: common.read(root), range(4)))
+    assert sorted(file.name for file in (root / "MNIST" / "raw").iterdir()) == sorted(a for a, _ in MNIST.resources)
+
+
+@pytest.mark.slow
+def test_four_first_processes_at_once_twenty_times(tmp_path, capsys):
     mlp_mnist.main(["--dry-run"])
     expected = capsys.readouterr().out.split("Time")[0]
-    for k in range(times):
+    for k in range(20):
         root = archives(tmp_path / str(k))
         four = [Fork("mlp_mnist.py", "--dry-run", "--data-dir", root) for _ in range(4)]
         ends = [process.communicate() for process in four]
         assert [err for _, err in ends] == [""] * 4
         assert [out.split("Time")[0] for out, _ in ends] == [expected] * 4
-        assert sorted(file.name for file in (root / "MNIST" / "raw").iterdir()) == sorted(a for a, _ in MNIST.resources)
 
 
 # --- numbers
