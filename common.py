@@ -132,7 +132,7 @@ class Parts(torch.autograd.Function):
 
 
 def in_parts(model: torch.nn.Module, args) -> None:
-    """Compute each batch in `args.parts` parts, each from beginning to end on one thread; on the CPU.
+    """Compute each batch in `args.parts` parts, each from beginning to end on one thread.
 
     Given two threads, `nn.LSTM` has them wait for each other some hundreds of times a step, and where another program
     has one of the cores each wait can cost a time slice. Parts wait twice a step (benchmarks/busy.py; docs/speed.md).
@@ -163,7 +163,7 @@ def in_parts(model: torch.nn.Module, args) -> None:
         return Parts.apply(on_threads, forward, torch.is_grad_enabled(), parts, *parameters)
 
     forward, parameters = model.forward, list(model.parameters())
-    if args.device.type == "cpu":
+    if args.parts > 1:
         model.forward = forward_in_parts
 
 

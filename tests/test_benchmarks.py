@@ -1,5 +1,7 @@
 """The benchmarks' counting, and that their commands run."""
 
+import sys
+
 import pytest
 from conftest import ROOT, call
 
@@ -42,6 +44,8 @@ def test_part_of_mnist_reads_as_mnist(speed, tmp_path, digits):
         ("startup.py --rounds 1", 3),
         ("set_up.py --rounds 1 --recipe time-major", 4),
         ("accuracy.py --seeds 1 --recipe last-hidden", 1),
+        ("busy.py --rounds 1 --seconds 1 --recipe last-hidden", 1),
+        ("scale.py --rounds 1 --images 120000 --recipe mlp", 2),
     ],
 )
 def test_benchmark_prints_its_table(command, rows):
@@ -52,3 +56,34 @@ def test_benchmark_prints_its_table(command, rows):
     assert len(table) == rows
     assert {line.count("|") for line in (head, rule, *table)} == {head.count("|")}
     assert all(cell.strip() for line in table for cell in line.split("|")[1:-1])
+
+
+PROGRAMS = ["busy", "progress", "scale", "set_up", "speed", "startup"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [*(f"{name}.py --rounds 0" for name in PROGRAMS), "accuracy.py --seeds 0", "accuracy.py --jobs 0"],
+)
+def test_nought_is_refused_in_one_line(command):
+    program, *flags = command.split()
+    run = call(f"benchmarks/{program}", *flags)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].endswith(f"argument {flags[0]}: '0' is not an integer from 1 to 2147483647")
+
+
+@pytest.mark.slow
+def test_a_relative_keras_python_is_found_from_any_folder(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    run = call("benchmarks/speed.py", "--keras", "--keras-python", "bin/python", cwd=tmp_path)
+    assert run.returncode == 2
+    assert f"{tmp_path}/bin/python has no Keras" in run.stderr
+
+
+@pytest.mark.slow
+def test_keras_mnist_alone_says_what_it_needs():
+    run = call("benchmarks/keras_mnist.py", "--help")
+    assert run.returncode == 1
+    assert "Three arguments" in run.stderr

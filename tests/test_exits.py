@@ -65,6 +65,7 @@ def test_an_impatient_ctrl_c(tiny):
 def shell(text, tiny):
     """A command line in a shell, with each script and its data as `$M` and `$L`, and an environment of little else."""
     commands = {s[0].upper(): f"{sys.executable} {ROOT / s} --data-dir {tiny}" for s in SCRIPTS}
+    commands["C"] = f"{sys.executable} {ROOT / 'compare.py'}"
     env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **commands}
     return subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True)
 
@@ -75,6 +76,8 @@ def shell(text, tiny):
         ("$M --dry-run > /dev/full", 1, FULL),
         ("$L --dry-run > /dev/full", 1, FULL),
         pytest.param("$M --help > /dev/full", 1, FULL, marks=pytest.mark.slow),
+        pytest.param("$C --help > /dev/full", 1, FULL, marks=pytest.mark.slow),
+        pytest.param("$C --help | true; exit ${PIPESTATUS[0]}", 141, None, marks=pytest.mark.slow),
         ("$M --help | true; exit ${PIPESTATUS[0]}", 141, None),
         ("$M --dry-run 2>&-", 0, None),
         ("$M --dry-run >&-", 0, None),

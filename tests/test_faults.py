@@ -601,6 +601,8 @@ BROKEN = {
     "pictures in colour": (lambda raw: write_idx(raw / TEST_IMAGES, torch.zeros(110, 28, 28, 3)), TEST_IMAGES),
     "labels in columns": (lambda raw: write_idx(raw / LABELS, torch.zeros(250, 1)), LABELS),
     "no pictures": (lambda raw: write_idx(raw / IMAGES, torch.zeros(0, 28, 28)), IMAGES),
+    "pictures of nothing": (edit(IMAGES, lambda d: d[:16] + bytes(len(d) - 16)), IMAGES),
+    "pictures all alike": (edit(TEST_IMAGES, lambda d: d[:16] + d[16:800] * 110), TEST_IMAGES),
     "a label 17": (edit(LABELS, label(17)), LABELS),
     "a test label 255": (edit(TEST_LABELS, label(255)), TEST_LABELS),
     "fewer labels": (lambda raw: write_idx(raw / LABELS, torch.zeros(249)), LABELS),
