@@ -36,7 +36,7 @@ CLASSES["fashion-mnist"] += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 NEED_SUPPORT = ["save_model", "load_model", "checkpoint", "predict", "log", "plot", "compile"]
 say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-SAMPLES = 16  # a part of a batch has at least as many: with fewer a core is busy with everything but arithmetic
+SAMPLES = 16  # a part of a batch has at least as many, by default twice that: handing over a smaller one costs its gain
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -451,7 +451,9 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     for run in runs:
         run.script, run.epochs = p.prog, min(run.epochs, 1) if run.dry_run else run.epochs
         if "parts" in run:
-            run.parts = min(run.parts, max(1, run.batch_size // SAMPLES)) if run.device.type == "cpu" else 1
+            most = run.batch_size // SAMPLES
+            parts = min(run.parts, most) if run.parts else min(CORES, most // 2)
+            run.parts = max(1, parts) if run.device.type == "cpu" else 1
         if args.plot and len(runs) > 1:
             run.plot = args.plot / run.recipe
     return runs

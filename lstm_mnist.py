@@ -157,7 +157,7 @@ def main(argv=None):
     add("--cell", choices=CELLS, default="lstm", help="equations: the LSTM written out from its gates")
     add("--hidden", type=common.number(int, 1), metavar="N", help="units per layer")
     add("--layers", type=common.number(int, 1), metavar="N", help="stacked")
-    add("--parts", type=common.number(int, 1), default=common.CORES, metavar="N", help="per batch (default: the cores)")
+    add("--parts", type=common.number(int, 1), metavar="N", help="of a batch, a thread each (default: one per core)")
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:

@@ -172,6 +172,20 @@ def test_a_batch_is_parted_where_every_part_has_sixteen(monkeypatch):
     assert sizes == [1, 31, 16, 16, 21, 21, 21, 16, 16, 16, 16, 25, 25, 25, 25, 250, 250, 250, 250]
 
 
+@pytest.mark.parametrize(
+    ("cores", "size", "flags", "parts"),
+    [(2, 50, [], 1), (2, 64, [], 2), (8, 100, [], 3), (8, 20, [], 1), (2, 64, ["--parts", "9"], 4)]
+    + [(8, 64, ["--parts", "3"], 3), (8, 10, ["--parts", "2"], 1)],
+)
+def test_there_is_one_part_per_core_unless_told(monkeypatch, tiny, capsys, cores, size, flags, parts):
+    """Of at least 32 samples each; of at least 16 where `--parts` says so."""
+    monkeypatch.setattr(common, "CORES", cores)
+    sizes = ["--batch-size", str(size), "--hidden", "3", "--dry-run", "--data-dir", str(tiny)]
+    _, (record,) = lstm_mnist.main([*sizes, *flags])
+    assert record["parts"] == parts
+    assert (f"batch {size} in {parts} parts," if parts > 1 else f"batch {size}, ") in capsys.readouterr().out
+
+
 def test_evaluation_in_parts_records_no_gradients():
     model = parted(build("last-hidden"), 2, 2)
     with torch.no_grad():
@@ -228,7 +242,7 @@ def test_the_script_works_without_the_call(tiny, tmp_path, capsys):
     lines = [line for line in text.splitlines() if "in_parts" in line]
     assert len(lines) == 1
     (tmp_path / "short.py").write_text(text.replace(lines[0] + "\n", ""))
-    flags = ["--recipe", "last-hidden", "--data-dir", str(tiny), "--epochs", "2"]
+    flags = ["--recipe", "last-hidden", "--parts", "2", "--data-dir", str(tiny), "--epochs", "2"]
     main = runpy.run_path(str(tmp_path / "short.py"))["main"]
     (_, without), (_, with_parts) = main(flags), lstm_mnist.main(flags)
     capsys.readouterr()
