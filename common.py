@@ -34,8 +34,13 @@ CLASSES = {"mnist": [*"0123456789"], "kmnist": ["o", "ki", "su", "tsu", "na", "h
 CLASSES["fashion-mnist"] = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 CLASSES["fashion-mnist"] += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 NEED_SUPPORT = ["save_model", "load_model", "checkpoint", "predict", "log", "plot", "compile"]
+PROCESSES = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+if exits and PROCESSES > 1:
+    from support import processes
 say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+if PROCESSES > 1:
+    CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
 SAMPLES = 16  # a part of a batch has at least as many, by default twice that: handing over a smaller one costs its gain
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
@@ -57,8 +62,8 @@ class Loader:
     def __iter__(self):
         size, total = self.batch_size, len(self.labels)
         order = torch.randperm(total, generator=self.generator) if self.generator else torch.arange(total)
-        # Indexing costs as much for one small batch as for many: gather thousands of images, then cut them apart.
-        for index in order.to(self.labels.device).split(size * max(1, 3200 // size)):
+        # Indexing costs as much for one small batch as for many: gather hundreds of images, then cut them apart.
+        for index in order.to(self.labels.device).split(size * max(1, 800 // size)):
             images = to_float(self.images.index_select(0, index), self.normalize)
             yield from zip(images.split(size), self.labels[index].split(size))
 
@@ -90,7 +95,7 @@ def loaders(args) -> tuple[Loader, Loader]:
         count = size if args.dry_run else len(labels)
         images, labels = images[:count].to(args.device), labels[:count].to(args.device)
         both.append(Loader(images, labels, size, order, args.normalize))
-    return tuple(both)
+    return tuple(both if PROCESSES == 1 else map(processes.Share, both))
 
 
 def optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
@@ -135,7 +140,8 @@ def in_parts(model: torch.nn.Module, args) -> None:
     """Compute each batch in `args.parts` parts, each from beginning to end on one thread.
 
     Given two threads, `nn.LSTM` has them wait for each other some hundreds of times a step, and where another program
-    has one of the cores each wait can cost a time slice. Parts wait twice a step (benchmarks/busy.py; docs/speed.md).
+    has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
+    `sgd` takes 7.8 ms, the tutorial's way 25 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
     The digits depend on the parts, not on the number of threads. Without this call all works, on one thread.
     """
 
@@ -165,6 +171,16 @@ def in_parts(model: torch.nn.Module, args) -> None:
     forward, parameters = model.forward, list(model.parameters())
     if args.parts > 1:
         model.forward = forward_in_parts
+
+
+def in_processes(model: torch.nn.Module, loader: Loader) -> torch.nn.Module:
+    """The model as it is; under torchrun, where `loader` gives each process its share, as DistributedDataParallel."""
+    return model if PROCESSES == 1 else processes.replicated(model, loader)
+
+
+def total(*numbers: float) -> list[float] | tuple[float, ...]:
+    """Each number's sum over torchrun's processes."""
+    return numbers if PROCESSES == 1 else processes.total(*numbers)
 
 
 def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
@@ -218,16 +234,27 @@ class Run:
         names = ["script", "recipe", "cell", "hidden", "layers", "seed", "device", "dataset", "optimizer", "lr"]
         names += ["batch_size", "test_batch_size", "parts", "normalize", "bf16", "compile", "dry_run"]
         parameters, kind = sum(p.numel() for p in model.parameters()), type(model).__name__
-        parted = "parts" in args and args.parts > 1
+        split = f" over {PROCESSES} processes" if PROCESSES > 1 else ""
+        split += f" in {args.parts} parts" if getattr(args, "parts", 1) > 1 else ""
         self.settings = {name: getattr(args, name) for name in names if name in args}
-        self.settings |= {"device": str(args.device), "parameters": parameters}
+        self.settings |= {"device": str(args.device), "processes": PROCESSES, "parameters": parameters}
         say(
             f"{args.recipe}: {f'{kind} {args.cell}' if 'cell' in args else kind}, {parameters:,} parameters, "
-            f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}{f' in {args.parts} parts' if parted else ''}, "
+            f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}{split}, "
             f"{args.epochs} {'epoch' if args.epochs == 1 else 'epochs'}, {args.device}, seed {args.seed}"
         )
         if exits:
             records.begin(self)
+        if PROCESSES > 1:
+            processes.agree(self)
+
+    def score(self, seen: list) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy of what all processes saw."""
+        (loss, accuracy), n = score(seen), sum(len(labels) for _, labels in seen)
+        if PROCESSES > 1:
+            loss, accuracy, samples = total(loss * n if n else 0, accuracy * n if n else 0, n)
+            loss, accuracy = loss / samples, accuracy / samples
+        return loss, accuracy
 
     def epochs(self):
         """The numbers of the epochs that are still to be trained; the clock of each starts here."""
@@ -247,9 +274,11 @@ class Run:
         look = dict(desc=f"Epoch {len(self.history)}", leave=False, mininterval=1)
         with tqdm(total=total, **look) if on_terminal else contextlib.nullcontext() as bar:
             while done < total:
-                size = min(interval - done % interval, total - done, 16 if on_terminal else total)
+                size, old = min(interval - done % interval, total - done, 16 if on_terminal else 256), len(self.trained)
                 yield itertools.islice(loader, size)
                 done += size
+                # Small tensors that stay among large ones that go fragment the heap: 8 GB more for 2 million images
+                self.trained[old:] = [tuple(map(torch.cat, zip(*self.trained[old:])))]
                 if bar and bar.update(size):  # true when it was drawn: to score all that was trained takes a while
                     bar.set_postfix_str("loss {:.4f}, acc {:.4f}".format(*score(self.trained)))
                 if self.args.log_interval and done % interval == 0:
@@ -264,9 +293,11 @@ class Run:
             images, labels = next(iter(self.test_loader))
             self.model.eval()
             with torch.no_grad():
-                values["first_batch"] = (self.model(images).argmax(1) == labels).sum().item() / len(labels)
+                hits = (self.model(images).argmax(1) == labels).sum().item()
+            hits, n = total(hits, len(labels))
+            values["first_batch"] = hits / n
         else:
-            values["loss"], values["acc"] = score(self.trained)
+            values["loss"], values["acc"] = self.score(self.trained)
         return self.fill(form, **values)
 
     def fill(self, form: str, **values) -> str:
@@ -280,11 +311,12 @@ class Run:
         Raises SystemExit with one line where a loss is not finite.
         """
         args, epoch = self.args, len(self.history)
-        (train_loss, train_acc), (valid_loss, valid_acc) = score(self.trained), score(tested)
+        (train_loss, train_acc), (valid_loss, valid_acc) = self.score(self.trained), self.score(tested)
         seconds = time.perf_counter() - self.start
         if not math.isfinite(train_loss + valid_loss):
-            losses = (score([batch])[0] for batch in self.trained)
-            step = next((k for k, loss in enumerate(losses, 1) if not math.isfinite(loss)), len(self.trained))
+            outputs, labels = map(torch.cat, zip(*self.trained))
+            bad = F.cross_entropy(outputs.float(), labels, reduction="none").isfinite().logical_not().nonzero()
+            step = bad[0].item() * PROCESSES // args.batch_size + 1 if len(bad) else len(self.train_loader)
             raise SystemExit(f"epoch {epoch}, step {step}: the loss is not finite; lower --lr (it is {args.lr:g})")
         scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
         lines = [self.fill(args.closing, **scores)] if "closing" in args else []
@@ -295,6 +327,7 @@ class Run:
 
     def finish(self, tested: list) -> tuple[torch.nn.Module, list[dict]]:
         """Print the accuracy of each class, write the model and the pictures; returns `(model, history)`."""
+        tested = tested if PROCESSES == 1 else processes.gathered(tested, self.test_loader)
         report(tested, CLASSES[self.args.dataset])
         if exits:
             records.end(self, tested, CLASSES[self.args.dataset])
@@ -330,6 +363,8 @@ def session(runs: list):
     with contextlib.ExitStack() as stack:
         if exits:
             stack.enter_context(exits.clean(runs[0]))
+            if PROCESSES > 1:
+                stack.enter_context(processes.group(runs))
             stack.enter_context(files.ready(runs))
         keep_freed_memory()
         for kind in (np.float32, np.float64):
@@ -337,7 +372,7 @@ def session(runs: list):
         # Numbers under 1e-38 are slow on some processors; benchmarks/set_up.py saw no difference beyond its noise.
         torch.set_flush_denormal(True)  # before the first tensor is computed: threads inherit it when they start
         for run in runs:
-            run.threads = before[0]  # for `in_parts`
+            run.threads = before[0] if PROCESSES == 1 else CORES  # for `in_parts`; torchrun asks torch for a single one
         if runs[0].device.type == "cpu":
             # What one thread is enough for takes longer, and varies more, when cores share it: an MLP's small products.
             torch.set_num_threads(1)
@@ -371,6 +406,8 @@ class Parser(argparse.ArgumentParser):
         if exits:
             with exits.clean():
                 exits.flush()  # what --help printed, perhaps into a closed pipe
+            if status and PROCESSES > 1 and processes.RANK:
+                time.sleep(10)  # rank 0 says the same, and torchrun then ends the others
         super().exit(status, message)
 
 
@@ -433,7 +470,15 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
 
     Raises SystemExit with status 2 and one line for a bad flag, or flags that contradict each other.
     """
+    if PROCESSES > 1:
+        if not exits:
+            p.error(f"torchrun needs the folder support/ beside {Path(__file__).name}; copy it too")
+        processes.hush()
     args = p.parse_args(argv)
+    if PROCESSES > 1 and getattr(args, "compile", False):
+        p.error("--compile goes with one process; omit it under torchrun")
+    if PROCESSES > 1 and args.device.index is not None:
+        p.error(f"--device {args.device} is one device; under torchrun each process takes its own: use --device cuda")
     names = list(recipes) if "all" in args.recipe else list(dict.fromkeys(args.recipe))
     for name in NEED_SUPPORT:
         if getattr(args, name, None) and not exits:
@@ -451,7 +496,7 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     for run in runs:
         run.script, run.epochs = p.prog, min(run.epochs, 1) if run.dry_run else run.epochs
         if "parts" in run:
-            most = run.batch_size // SAMPLES
+            most = run.batch_size // PROCESSES // SAMPLES
             parts = min(run.parts, most) if run.parts else min(CORES, most // 2)
             run.parts = max(1, parts) if run.device.type == "cpu" else 1
         if args.plot and len(runs) > 1:

@@ -18,6 +18,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -184,10 +185,15 @@ def run(command: str, seed: int, log: Path, threads: int, children: set) -> list
 
     Until it ends its epochs are kept beside the log, so that a comparison that was killed resumes there. Raises Failed.
     """
-    words, here = shlex.split(command), Path(__file__).resolve()
-    if words[0].endswith(".py"):
-        script = words[0] if Path(words[0]).exists() else str(here.with_name(words[0]))
-        words = [sys.executable, script, *words[1:]]
+    words = shlex.split(command)
+    script = next((k for k, word in enumerate(words) if word.endswith(".py")), None)
+    if script is not None and not Path(words[script]).exists():
+        words[script] = str(Path(__file__).resolve().with_name(words[script]))
+    if script == 0:
+        words.insert(0, sys.executable)
+    elif words[0] == "torchrun" and script:
+        words.insert(script, "--")  # otherwise torchrun takes --log for one of its own flags
+        words[:1] = [sys.executable, "-m", "torch.distributed.run"]
     kept = parts(log) / hashlib.sha256(f"{command} {seed}".encode()).hexdigest()[:16]
     own = ["--seed", str(seed), "--checkpoint", f"{kept}.pt", "--log", f"{kept}.jsonl"]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -199,8 +205,12 @@ def run(command: str, seed: int, log: Path, threads: int, children: set) -> list
     _, err = child.communicate()
     children.discard(child)
     if child.returncode:
-        raise Failed((err.strip().splitlines() or [f"ended with status {child.returncode}"])[-1])
-    (epochs,) = read(Path(f"{kept}.jsonl"))
+        said = re.split(r"^E\d{4} ", err, maxsplit=1, flags=re.MULTILINE)[0]  # from there on it is torchrun's own
+        raise Failed((said.strip().splitlines() or [f"ended with status {child.returncode}"])[-1])
+    try:
+        (epochs,) = read(Path(f"{kept}.jsonl"))
+    except (SystemExit, ValueError):
+        raise Failed("trained nothing; a command is one of the scripts with at least one epoch") from None
     records.append(log, [{**record, "command": command} for record in epochs])
     for file in (f"{kept}.pt", f"{kept}.jsonl"):
         Path(file).unlink()
@@ -262,13 +272,19 @@ def main(argv=None) -> list[dict]:
     if not args.commands and not args.log:
         parser.error('name a command, such as "mlp_mnist.py --epochs 5", or a log with --log FILE')
     for command in args.commands:
-        if taken := {"--seed", "--log", "--checkpoint"} & {word.split("=")[0] for word in shlex.split(command)}:
+        try:
+            words = {word.split("=")[0] for word in shlex.split(command)}
+        except ValueError as error:
+            parser.error(f"{command}: cannot be split into words ({error})")
+        if not words:
+            parser.error("a command is empty; leave it out")
+        if taken := {"--seed", "--log", "--checkpoint"} & words:
             parser.error(f"{command}: leave out {', '.join(sorted(taken))}; a comparison sets that itself")
     log = args.log or Path(tempfile.mkstemp(prefix="compare-", suffix=".jsonl")[1])
     well = True
     with exits.clean(SimpleNamespace(checkpoint=log)):
         if args.plot:
-            files.check_writable(args.plot / "runs.png")
+            files.check_plot(args.plot, ["runs.png"])
         try:
             if args.commands:
                 files.check_writable(log, appended=True)

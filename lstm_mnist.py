@@ -142,6 +142,7 @@ def fit(args):
     optimizer = common.optimizer(model, args)
     run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints; loads what flags name
     common.in_parts(model, args)  # faster where several cores are, above all where they are busy
+    model = common.in_processes(model, train_loader)  # as it is, unless torchrun started several
     for _ in run.epochs():
         for batches in run.batches():  # all of the epoch's, or --log-interval at a time
             run.trained += train(model, batches, criterion, optimizer)

@@ -70,6 +70,7 @@ def fit(args):
     optimizer = common.optimizer(model, args)
     run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints; loads what flags name
     print(model, flush=True)  # as the tutorial does
+    model = common.in_processes(model, train_loader)  # as it is, unless torchrun started several
     train_batches = train
     if args.compile:
         from support import compiled

@@ -112,11 +112,20 @@ def load_model(path: Path, model: torch.nn.Module) -> str:
     return digest
 
 
-def save_run(path: Path, run) -> None:
-    """Write all that `resume` needs to go on after the last epoch of a `common.Run`."""
+def state(run) -> dict:
+    """All that a `common.Run` needs to go on after its last epoch."""
     random = [torch.get_rng_state(), run.train_loader.generator.get_state()]
-    state = dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict(), random=random)
-    save(path, {**state, "run": run.settings, "history": run.history})
+    kept = dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict(), random=random)
+    return {**kept, "run": run.settings, "history": run.history}
+
+
+def restore(run, saved: dict) -> None:
+    """Bring a `common.Run` to a `state`."""
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.train_loader.generator.set_state(saved["random"][1])
+    torch.set_rng_state(saved["random"][0])
+    run.model.load_state_dict(saved["model"])
+    run.settings, run.history = saved["run"], saved["history"]
 
 
 def resume(path: Path, run) -> None:
@@ -133,7 +142,12 @@ def resume(path: Path, run) -> None:
         if not isinstance(saved, dict) or saved.keys() != PARTS or not isinstance(saved["run"], dict):
             raise ValueError("is not a checkpoint")
         history, settings = saved["history"], saved["run"]
-        own = {"run": str(settings["run"]), "device": str(settings["device"])}  # a resumed run may change its device
+
+        def free(record, *names):  # what a resumed run may change
+            return {name: type(run.settings[name])(record[name]) for name in names if name in run.settings}
+
+        moved = settings["processes"] != run.settings["processes"]  # which decide how many parts there are
+        own = {"run": str(settings["run"]), **free(settings, "device", "processes", *["parts"] * moved)}
         check(settings, {**run.settings, **own}, "run")  # first what was asked for, then what follows from it
         check(saved["model"], dict(run.model.state_dict()), "model")
         check(saved["optimizer"], probe.state_dict(), "optimizer")
@@ -141,11 +155,9 @@ def resume(path: Path, run) -> None:
             scores = {name: record[name] for name in SCORES}
             if not all(type(value) is float and math.isfinite(value) for value in scores.values()):
                 raise ValueError("its scores are not finite numbers")
-            check(record, {**settings, "device": str(record["device"]), "epoch": epoch, **scores}, "history")
+            own = free(record, "device", "processes", "parts")
+            check(record, {**settings, **own, "epoch": epoch, **scores}, "history")
         if not history:
             raise ValueError("it has no epoch")
-        run.optimizer.load_state_dict(saved["optimizer"])
-        run.train_loader.generator.set_state(saved["random"][1])
-        torch.set_rng_state(saved["random"][0])
-        run.model.load_state_dict(saved["model"])
-    run.settings, run.history = {**settings, "device": run.settings["device"]}, history
+        now = free(run.settings, "device", "processes", "parts")
+        restore(run, {**saved, "run": {**settings, **now}})

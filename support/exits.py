@@ -11,10 +11,12 @@ from pathlib import Path
 def quit_at_once(*_) -> None:
     """Ctrl-C while the imports run: nothing has been written yet, and a traceback out of them helps nobody."""
     with contextlib.suppress(OSError):
-        os.write(2, b"interrupted while starting; nothing was written\n")
+        os.write(2, b"" if quiet else b"interrupted while starting; nothing was written\n")
     os._exit(130)
 
 
+# torchrun starts many processes, of which rank 0 speaks for all
+quiet = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"
 program = Path(getattr(sys.modules["__main__"], "__file__", None) or "notebook").resolve()
 if program.parent == Path(__file__).resolve().parents[1] and program.name.endswith(("_mnist.py", "compare.py")):
     signal.signal(signal.SIGINT, quit_at_once)
@@ -61,7 +63,7 @@ def clean(args=None):
         if before.get(signal.SIGINT) is quit_at_once:
             before = {}  # the process ends here
         with contextlib.suppress(OSError):  # stderr may lead to a process that has ended, too
-            print(f"{how}; {remedy}", file=sys.stderr)
+            print("" if quiet else f"{how}; {remedy}\n", end="", file=sys.stderr)
         with contextlib.suppress(OSError):
             flush()
         raise SystemExit(status) from None

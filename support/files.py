@@ -52,15 +52,20 @@ def ready(runs: list):
     for file in filter(None, (args.save_model, args.checkpoint, args.log)):
         check_writable(file, appended=file is args.log)
     for folder in (run.plot for run in runs if run.plot):
-        try:
-            from support import plots  # noqa: F401
-        except Exception as error:  # not installed, or at odds with a setting of its own
-            reason = " ".join(str(error).split())[:200]
-            raise SystemExit(f"--plot: matplotlib cannot be imported ({reason}); fix that or omit --plot") from None
-        for name in PICTURES:
-            check_writable(folder / name)
+        check_plot(folder, PICTURES)
     with lock(args.checkpoint) if args.checkpoint else contextlib.nullcontext():
         yield
+
+
+def check_plot(folder: Path, names: list[str]) -> None:
+    """See that the pictures can be drawn and written; SystemExit with one line if not."""
+    try:
+        from support import plots  # noqa: F401
+    except Exception as error:  # not installed, or at odds with a setting of its own
+        reason = " ".join(str(error).split())[:200]
+        raise SystemExit(f"--plot: matplotlib cannot be imported ({reason}); fix that or omit --plot") from None
+    for name in names:
+        check_writable(folder / name)
 
 
 def check_writable(path: Path, appended: bool = False) -> None:

@@ -33,7 +33,7 @@ def begin(run) -> None:
 def save_epoch(run) -> None:
     """Keep the epoch that `run.history` ends with: first in the checkpoint, then in the log."""
     if run.args.checkpoint:
-        checkpoint.save_run(run.args.checkpoint, run)
+        checkpoint.save(run.args.checkpoint, checkpoint.state(run))
     if run.args.log:
         append(run.args.log, run.history[-1:])
 

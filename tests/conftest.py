@@ -102,6 +102,9 @@ class Fork:
         torch.set_num_threads(1)
         os.chdir(cwd)
         os.environ.update(env)  # too late for what torch reads when it is imported
+        if "WORLD_SIZE" in env:  # but not for what ours do
+            for name in [name for name in sys.modules if name.split(".")[0] in ("common", "support")]:
+                del sys.modules[name]
         sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
         runpy.run_path(arguments[0], run_name="__main__")
 

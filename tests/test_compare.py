@@ -188,6 +188,8 @@ def test_the_picture_has_means_bands_and_names_at_the_ends():
         (["mlp_mnist.py --seed 3"], "--seed"),
         (["mlp_mnist.py --checkpoint=c.pt"], "--checkpoint"),
         (["--metric", "speed", "x.py"], "--metric"),
+        (["mlp_mnist.py 'x"], "No closing quotation"),
+        ([" "], "empty"),
     ],
 )
 def test_bad_arguments(argv, named, capsys):
@@ -207,12 +209,13 @@ def test_commands_run_once_and_a_failing_one_is_named(tiny, tmp_path, capsys):
     log = tmp_path / "runs.jsonl"
     good, bad = command(tiny, "--epochs", "2"), command(tiny, "--epochs", "two")
     with pytest.raises(SystemExit) as end:
-        compare.main([good, bad, "nothing-of-this-name x", "--seeds", "1", "--log", str(log)])
+        compare.main([good, bad, "nothing-of-this-name x", "true", "--seeds", "1", "--log", str(log)])
     assert end.value.code == 1
     out, err = capsys.readouterr()
     assert "mlp" in out.splitlines()[1]
     assert f"{bad}, seed 1: failed: mlp_mnist.py: argument --epochs: 'two' is not an integer" in err
     assert "nothing-of-this-name x, seed 1: failed: nothing-of-this-name: No such file" in err
+    assert "true, seed 1: failed: trained nothing; " in err
     before = log.read_text()
     (row,) = compare.main([good, "--seeds", "1", "--log", str(log)])
     assert log.read_text() == before
@@ -221,6 +224,26 @@ def test_commands_run_once_and_a_failing_one_is_named(tiny, tmp_path, capsys):
     assert row["mean"] == 100 * history[-1]["valid_acc"]  # as the command gives alone
     assert [file.name for file in tmp_path.iterdir()] == ["runs.jsonl"]
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_command_may_start_with_torchrun(tiny, tmp_path, capsys):
+    both = [command(tiny, "--epochs", "1"), command(tiny, "--epochs", "1", "--optimizer", "none")]
+    commands = [f"torchrun --standalone --nproc-per-node 2 {command}" for command in both]
+    with pytest.raises(SystemExit) as end:
+        compare.main([both[0], *commands, "--seeds", "1", "--log", str(tmp_path / "l.jsonl")])
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    assert [line.split("  ")[0] for line in out.splitlines()[1:]] == ["processes 1", "processes 2"]
+    assert "failed: mlp_mnist.py: argument --optimizer: invalid choice: 'none'" in err
+
+
+def test_a_picture_that_cannot_be_drawn_is_found_before_the_runs(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "support.plots", None)
+    monkeypatch.delattr("support.plots")
+    with pytest.raises(SystemExit, match="^--plot: matplotlib cannot be imported"):
+        compare.main([command(tiny), "--log", str(tmp_path / "l.jsonl"), "--plot", str(tmp_path / "p")])
+    assert list(tmp_path.iterdir()) == []
 
 
 def start(log, *argv):

@@ -4,14 +4,18 @@ import common
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision import transforms
+from torchvision import datasets, transforms
 from torchvision.datasets import MNIST
+
+import mlp_mnist
+from support import plots
 
 RAW = common.DATA_DIR / "MNIST" / "raw"
 
@@ -101,6 +105,59 @@ def test_report_counts_digit_by_digit(capsys):
     assert "The test accuracy of  9 is : 100% ( 1/ 1)\n" in out
     assert out.endswith("\nTest Accuracy (Overall): 98.08% (102/104)\n")
     assert re.match(r"Test Loss: \d\.\d{6}\n\n", out)
+
+
+@pytest.fixture(params=["fashion-mnist", "kmnist"])
+def other(request, tiny, tmp_path):
+    """A data set's name, its classes and a data folder with it, in small; the images are MNIST's."""
+    root = tmp_path / "root"
+    shutil.copytree(tiny / "MNIST", root / common.DATASETS[request.param])
+    return request.param, common.CLASSES[request.param], root
+
+
+def test_classes_are_torchvisions_and_stand_in_report_log_and_pictures(other, tmp_path, monkeypatch, capsys):
+    dataset, names, root = other
+    if dataset == "fashion-mnist":
+        assert names == datasets.FashionMNIST.classes
+    else:
+        assert names == datasets.KMNIST.classes
+    drawn, draw = [], plots.confusion
+    monkeypatch.setattr(plots, "confusion", lambda *args: drawn.append(draw(*args)) or drawn[0])
+    flags = ["--dataset", dataset, "--data-dir", str(root), "--epochs", "1", "--plot", str(tmp_path / "p")]
+    _, (record,) = mlp_mnist.main([*flags, "--log", str(tmp_path / "l.jsonl")])
+    report = re.findall(r"The test accuracy of +(.+) is :", capsys.readouterr().out)
+    assert report == names
+    assert record["dataset"] == dataset
+    (axes,) = (axes for axes in drawn[0].axes if axes.get_xlabel() == "answer")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == names
+
+
+def test_a_model_goes_to_another_data_set_and_a_checkpoint_does_not(other, tiny, tmp_path, capsys):
+    dataset, _, root = other
+    files = ["--save-model", str(tmp_path / "m.pth"), "--checkpoint", str(tmp_path / "c.pt")]
+    mlp_mnist.main(["--epochs", "1", "--data-dir", str(tiny), *files])
+    flags = ["--dataset", dataset, "--data-dir", str(root)]
+    mlp_mnist.main([*flags, "--epochs", "0", "--load-model", str(tmp_path / "m.pth")])
+    with pytest.raises(SystemExit, match=f"c.pt: dataset was mnist, now {dataset}; use"):
+        mlp_mnist.main([*flags, "--epochs", "2", "--checkpoint", str(tmp_path / "c.pt")])
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("dataset", common.DATASETS)
+def test_without_a_network_one_line_names_the_files_and_their_folder(dataset, tmp_path, monkeypatch):
+    def offline(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.utils, "download_url", offline)
+    with pytest.raises(SystemExit) as stopped:
+        mlp_mnist.main(["--dataset", dataset, "--data-dir", str(tmp_path)])
+    line = str(stopped.value.code)
+    assert "\n" not in line
+    assert "no network" in line
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            assert f"{part}-{kind}-ubyte.gz" in line
+    assert line.endswith(f"into {tmp_path / common.DATASETS[dataset] / 'raw'}")
 
 
 def test_epoch_line_is_the_tutorials_to_the_letter():

@@ -247,7 +247,7 @@ def changed(name, change):
 
 
 def put_checkpoint(path):
-    checkpoint.save_run(path, trained())
+    checkpoint.save(path, checkpoint.state(trained()))
 
 
 def cut(path):
@@ -850,7 +850,8 @@ def test_the_step_named_is_the_first_that_is_not_finite():
     good, bad = torch.zeros(4, 10), torch.full((4, 10), float("nan"))
     label = torch.zeros(4, dtype=torch.long)
     seen = [(output, label) for output in (good, good, bad, good, bad)]
-    run = SimpleNamespace(args=SimpleNamespace(lr=0.5), history=[None] * 6, start=0.0, trained=seen)
+    run = SimpleNamespace(history=[None] * 6, start=0.0, trained=seen, train_loader=seen, score=common.score)
+    run.args = SimpleNamespace(lr=0.5, batch_size=4)
     with pytest.raises(SystemExit, match=r"^epoch 6, step 3: .*--lr"):
         common.Run.end_epoch(run, [(good, label)])
 

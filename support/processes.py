@@ -1,0 +1,134 @@
+"""Under torchrun: each process takes its share of every batch, and rank 0 alone prints results and writes files.
+
+The mathematics is that of one process. torch.distributed does the work: gloo on CPUs, nccl on CUDA devices.
+"""
+
+import contextlib
+import os
+import re
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from support import checkpoint
+
+RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+LOCAL_RANK, LOCAL_WORLD = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+PATIENCE = 120  # seconds that a process waits for another, which may be drawing pictures or on a slow disk
+MAY_DIFFER = {"device", "parts", "run", "load_model", "data"}  # between the processes' settings
+
+
+def hush() -> None:
+    """Send the output of every rank but 0 nowhere; stderr stays, for what only that process can say."""
+    if RANK:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+
+
+@contextlib.contextmanager
+def group(runs: list):
+    """Keep the processes connected; the flags that name files to write are rank 0's alone.
+
+    Raises SystemExit with one line where the connection is lost.
+    """
+    device = runs[0].device
+    for run in runs if RANK else ():
+        run.save_model = run.checkpoint = run.log = run.plot = None
+        run.load_model = run.load_model if run.predict else None  # rank 0 hands on what it loads
+    if device.type == "cuda":
+        if torch.cuda.device_count() <= LOCAL_RANK:
+            raise SystemExit(f"rank {RANK} has no GPU of {torch.cuda.device_count()} here; lower --nproc-per-node")
+        torch.cuda.set_device(LOCAL_RANK)
+    try:
+        dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(seconds=PATIENCE))
+        yield
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        if not isinstance(error, dist.DistError) and "gloo" not in reason:
+            raise
+        reason = re.sub(r"^\[.*?\] ", "", reason)  # gloo starts with a line of its own source
+        raise SystemExit(f"rank {RANK} stopped: it lost the other processes ({reason[:150]})") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def share(batch: torch.Tensor, rank: int = RANK) -> torch.Tensor:
+    """A process's share of a batch: equal to the others' but for one sample; empty where there are too few."""
+    return batch[len(batch) * rank // WORLD : len(batch) * (rank + 1) // WORLD]
+
+
+class Share:
+    """This process's share of each of a `common.Loader`'s batches; `weight` is that of the latest."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        for images, labels in self.loader:
+            self.weight = len(share(labels)) / len(labels)
+            yield share(images), share(labels)
+
+
+def replicated(model: torch.nn.Module, loader: Share) -> DistributedDataParallel:
+    """The model with gradients averaged over all samples of a batch, wherever they are.
+
+    DistributedDataParallel would average over processes, whose shares may differ by a sample: they are weighted.
+    """
+
+    def weigh(_, bucket):
+        return dist.all_reduce(bucket.buffer().mul_(loader.weight), async_op=True).get_future().then(first)
+
+    replica = DistributedDataParallel(model)
+    replica.register_comm_hook(None, weigh)
+    return replica
+
+
+def first(future):
+    """The tensor that an all-reduce is done with."""
+    return future.value()[0]
+
+
+def agree(run) -> None:
+    """Bring every `common.Run` to where rank 0's is: weights, optimizer, order of the images, epochs so far.
+
+    Raises SystemExit with one line where a process has other settings or data than rank 0.
+    """
+    settings = {name: value for name, value in run.settings.items() if name not in MAY_DIFFER}
+    settings["data"] = checkpoint.fingerprint(run.train_loader, run.test_loader)
+    everyone = [None] * WORLD
+    dist.all_gather_object(everyone, settings)
+    for rank, other in enumerate(everyone):
+        for name, value in other.items():
+            if value != everyone[0][name]:
+                raise SystemExit(f"{name} is {value} on rank {rank} and {everyone[0][name]} on rank 0; start all alike")
+    box = [None if RANK else checkpoint.state(run)]
+    dist.broadcast_object_list(box)
+    if RANK:
+        checkpoint.restore(run, box[0])
+
+
+def total(*numbers: float) -> list[float]:
+    """Each number's sum over the processes."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def gathered(seen: list[tuple[torch.Tensor, torch.Tensor]], loader: Share) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """All processes' `[(outputs (B, 10), labels (B,)), …]` over an unshuffled loader as one pair, in its order."""
+    everyone = [None] * WORLD
+    dist.all_gather_object(everyone, [torch.cat(part).cpu() for part in zip(*seen)])
+    batches = torch.arange(len(loader.labels)).split(loader.batch_size)
+    order = torch.cat([share(batch, rank) for rank in range(WORLD) for batch in batches]).argsort()
+    outputs, labels = (torch.cat(part)[order] for part in zip(*everyone))
+    return [(outputs, labels)]
