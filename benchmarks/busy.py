@@ -1,4 +1,4 @@
-"""Milliseconds a training step, alone and beside other work: the tutorial's own way, ours, and two of ours at once.
+"""Milliseconds per training step, alone and beside other work: the tutorial's own way, ours, and two of ours at once.
 
 python benchmarks/busy.py                              # the five recipes, three rounds of 4 seconds each
 python benchmarks/busy.py --recipe sgd --rounds 5
@@ -103,7 +103,7 @@ def main():
                     results = at_once(side, name, folder, args.seconds, busy, runs)
                     steps[name, side, moment] += results
                     means = ", ".join(f"{result['mean']:.1f}" for result in results)
-                    print(f"round {turn}, {name}, {side}, {moment}: {means} ms a step", file=sys.stderr)
+                    print(f"round {turn}, {name}, {side}, {moment}: {means} ms per step", file=sys.stderr)
 
     heads = [f"{side}, {moment}" for side, moment, *_ in columns]
     heads += ["ours, beside 1 / alone", "beside 1, tutorial / ours", "ours, two at once / alone"]
@@ -122,7 +122,7 @@ def main():
         ratios = beside / alone, middle["tutorial", "beside 1"] / beside, two / alone
         print(f"| {' | '.join([*row, *(f'**{ratio:.2f}**' for ratio in ratios)])} |")
     print(f"\n{machine()}")
-    print(f"n = {args.rounds} times {args.seconds:g} s; milliseconds a step, mean / median / longest")
+    print(f"n = {args.rounds} times {args.seconds:g} s; milliseconds per step, mean / median / longest")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Milliseconds a training step in one process and in several under torchrun, and where more would stop helping.
+"""Milliseconds per training step in one process and in several under torchrun, and where more would stop helping.
 
 python benchmarks/processes.py                         # the five recipes, one process and two, three rounds in turn
 python benchmarks/processes.py --recipe sgd --batch-size 1024
@@ -123,10 +123,10 @@ def main():
                 for key, processes, flags in runs:
                     result = call(processes, *base, *flags)
                     seconds.setdefault((name, key), []).append((result["seconds"], result["bytes"]))
-                    print(f"round {turn}, {name}, {key}: {1000 * result['seconds']:.2f} ms a step", file=sys.stderr)
+                    print(f"round {turn}, {name}, {key}: {1000 * result['seconds']:.2f} ms per step", file=sys.stderr)
 
     middle = {key: statistics.median(time for time, _ in results) for key, results in seconds.items()}
-    print("| recipe | batch | parameters | 1 process, ms a step | 2 processes, ms a step | 1 / 2 | bytes sent a step |")
+    print("| recipe | batch | parameters | ms per step, 1 process | 2 processes | 1 / 2 | bytes sent per step |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     parameters = {}
     for name in args.recipe:
@@ -138,7 +138,7 @@ def main():
         print(f"| {name} | {size[name]} | {parameters[name]:,} | {one} | {two} | **{ratio:.2f}** | {amount:,.0f} |")
     small, large = (statistics.median(times) for times in reduce.values())
     networks = {"gloo, loopback": (small / 2, 4 * (1 << 22) / max(large - small, 1e-9)), **NETWORKS}
-    print("\n| recipe | network | best number of processes (computed) | ms a step there | of one process's |")
+    print("\n| recipe | network | best number of processes (computed) | ms per step there | of one process's |")
     print("| --- | --- | --- | --- | --- |")
     for name in args.recipe:
         for network, (message, rate) in networks.items():
@@ -152,7 +152,7 @@ def main():
     print(f"\n{machine()}; n = {args.rounds}, medians (min to max) of {STEPS} steps each")
     for network, (message, rate) in networks.items():
         how = "assumed" if network in NETWORKS else "measured"
-        print(f"{network}: {1e6 * message:.0f} microseconds a message, {rate / 1e9:.2f} GB/s ({how})")
+        print(f"{network}: {1e6 * message:.0f} microseconds per message, {rate / 1e9:.2f} GB/s ({how})")
 
 
 def common_args(name: str) -> argparse.Namespace:

@@ -30,7 +30,7 @@ EPOCHS = 6
 
 
 def run(name: str, left_out: list[str], folder: str) -> dict:
-    """Seconds of the middle epoch, page faults an epoch and MiB at most of this process without parts of the set-up."""
+    """Seconds of the middle epoch, page faults per epoch and peak MiB of this process without parts of the set-up."""
     if "mallopt" in left_out:
         common.keep_freed_memory = lambda: None
     if "flushing" in left_out:
@@ -77,7 +77,7 @@ def main():
                 done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True)
                 results[recipe, variant].append(json.loads(done.stdout.splitlines()[-1]))
 
-    heads = ["recipe", "set-up", "time / as it is", "seconds", "page faults an epoch", "memory at most, MiB"]
+    heads = ["recipe", "set-up", "time / as it is", "seconds", "page faults per epoch", "memory at most, MiB"]
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for (recipe, variant), found in results.items():
         middle = {key: statistics.median(result[key] for result in found) for key in found[0]}

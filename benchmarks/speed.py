@@ -7,11 +7,11 @@ python benchmarks/speed.py --keras-python keras/bin/python   # Keras 3, installe
 
 Each measurement is a fresh process; within a round the sides take turns. Given are medians, with (min to max).
 
-- tutorial: a DataLoader over torchvision's MNIST, each image transformed on its own, with the tutorial's workers, batch
-  sizes and order (003 does not shuffle), the optimizer as it comes, `.item()` of loss and hits at every step, nothing
-  tuned. 20 steps go before the epoch that counts. All sides report the same four numbers, so that the tutorials differ
-  in this a little: 000 and 001 add up tensors, 002 sums nothing in training but tests 24 times an epoch, 003 sums the
-  loss alone and counts the test's hits image by image.
+- tutorial: a DataLoader over torchvision's MNIST, each image transformed on its own, with the tutorial's workers,
+  batch sizes and order (`mlp`'s does not shuffle), the optimizer as it comes, `.item()` of loss and hits at every
+  step, nothing tuned. 20 steps go before the epoch that counts. All sides report the same four numbers, so that the
+  tutorials differ in this a little: those of `sgd` and `time-major` add up tensors, `last-hidden`'s sums nothing in
+  training but tests 24 times per epoch, `mlp`'s sums the loss alone and counts the test's hits image by image.
 - ours: the script itself for two epochs; the second counts, as its --log gives it. `mlp --compile` and
   `batch-first --bf16` stand in rows of their own beside the same tutorial and Keras.
 - Keras: the same network, data in memory, `fit` with its defaults, likewise the second of two epochs.
