@@ -7,6 +7,8 @@ import contextlib
 import os
 import re
 import sys
+import time
+import uuid
 from datetime import timedelta
 
 import torch
@@ -42,7 +44,8 @@ def group(runs: list):
             raise SystemExit(f"rank {RANK} has no GPU of {torch.cuda.device_count()} here; lower --nproc-per-node")
         torch.cuda.set_device(LOCAL_RANK)
     try:
-        dist.init_process_group(dist.get_default_backend_for_device(device), timeout=timedelta(seconds=PATIENCE))
+        backend, wait = dist.get_default_backend_for_device(device), timedelta(seconds=PATIENCE)
+        dist.init_process_group(backend, store=meet(wait), rank=RANK, world_size=WORLD, timeout=wait)
         yield
     except RuntimeError as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -53,6 +56,31 @@ def group(runs: list):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def meet(wait: timedelta) -> dist.Store:
+    """A store that the processes of this start have for themselves, once all are there.
+
+    torchrun keeps one store over its restarts, in which a process would find the addresses of dead ones and wait for
+    them. So rank 0 calls with a word of its own, the others answer with theirs, and it names those that it heard.
+    Raises RuntimeError after `wait`.
+    """
+    store, own, end = next(dist.rendezvous("env://", timeout=wait))[0], uuid.uuid4().hex, time.monotonic() + PATIENCE
+    if RANK == 0:
+        store.set("call", own)
+    while time.monotonic() < end:
+        call = store.get("call").decode()
+        if RANK:
+            store.set(f"answer {RANK}", f"{call} {own}")
+            if store.check([f"heard {call}"]) and own in store.get(f"heard {call}").decode():
+                return dist.PrefixStore(call, store)
+        else:
+            answers = [store.get(f"answer {rank}").decode() for rank in range(1, WORLD)]
+            if all(answer.startswith(own) for answer in answers):
+                store.set(f"heard {own}", " ".join(answers))
+                return dist.PrefixStore(own, store)
+        time.sleep(0.02)
+    raise dist.DistError(f"not all were there within {PATIENCE} seconds")
 
 
 def share(batch: torch.Tensor, rank: int = RANK) -> torch.Tensor:

@@ -23,7 +23,6 @@ from conftest import ROOT, Fork
 
 import lstm_mnist
 import mlp_mnist
-from support import checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 SCRIPTS = {
@@ -212,21 +211,32 @@ def test_a_group_of_one_learns_to_the_last_digit_what_a_process_alone_does(name,
     assert re.findall(lines, several) == re.findall(lines, out)
 
 
-def test_what_another_process_has_is_restored(tiny, capsys, monkeypatch, group_of_one):
-    """A rank above 0 takes over what rank 0 has, and writes nothing."""
+def test_what_rank_0_has_is_restored(tiny, capsys, monkeypatch, group_of_one):
+    """Another rank takes over its weights and epochs."""
     boxes = []
     monkeypatch.setattr(group_of_one.dist, "broadcast_object_list", boxes.append)
-    flags = ["--epochs", "1", "--data-dir", str(tiny)]
-    mlp_mnist.main(flags)
+    flags = ["--data-dir", str(tiny), "--epochs"]
+    mlp_mnist.main([*flags, "1"])
     taken = boxes[0][0]
     taken["model"] = {key: torch.zeros_like(value) for key, value in taken["model"].items()}
-    monkeypatch.setattr(group_of_one, "RANK", 1)
-    monkeypatch.setattr(group_of_one, "hush", lambda: None)
-    monkeypatch.setattr(group_of_one.dist, "broadcast_object_list", lambda box: box.__setitem__(0, taken))
-    monkeypatch.setattr(checkpoint, "save", lambda *_: pytest.fail("rank 1 writes nothing"))
-    model, history = mlp_mnist.main(["--epochs", "0", "--data-dir", str(tiny), "--save-model", "nowhere/m.pth"])
+
+    def hand_over(box):
+        box[0] = taken
+        monkeypatch.setattr(group_of_one, "RANK", 1)
+
+    monkeypatch.setattr(group_of_one.dist, "broadcast_object_list", hand_over)
+    model, history = mlp_mnist.main([*flags, "0"])
     assert all(value.abs().max() == 0 for value in model.state_dict().values())
+    assert history is taken["history"]
     capsys.readouterr()
+
+
+def test_a_process_that_does_not_come_is_not_waited_for_forever(group_of_one, monkeypatch):
+    monkeypatch.setattr(group_of_one, "PATIENCE", 0.3)
+    monkeypatch.setattr(group_of_one, "WORLD", 2)
+    run = SimpleNamespace(device=torch.device("cpu"))
+    with pytest.raises(SystemExit, match="^rank 0 stopped: it lost the other"), group_of_one.group([run]):
+        pytest.fail("there is no other process")
 
 
 def test_an_error_that_is_not_the_connections_is_not_taken_for_it(group_of_one):
