@@ -149,7 +149,7 @@ def main():
                 times[p] = middle[name, f"{n}"] + ring
             best = min(times, key=times.get)
             print(f"| {name} | {network} | {best} | {1000 * times[best]:.2f} | {times[best] / times[1]:.2f} |")
-    print(f"\n{machine()}; n = {args.rounds}, medians (min to max) of {STEPS} steps each")
+    print(f"\n{machine()}; n = {args.rounds}, medians (min to max) of the means of {STEPS} steps")
     for network, (message, rate) in networks.items():
         how = "assumed" if network in NETWORKS else "measured"
         print(f"{network}: {1e6 * message:.0f} microseconds per message, {rate / 1e9:.2f} GB/s ({how})")

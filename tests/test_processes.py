@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -237,6 +238,46 @@ def test_a_process_that_does_not_come_is_not_waited_for_forever(group_of_one, mo
     run = SimpleNamespace(device=torch.device("cpu"))
     with pytest.raises(SystemExit, match="^rank 0 stopped: it lost the other"), group_of_one.group([run]):
         pytest.fail("there is no other process")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_of_one_start_meet_whatever_an_earlier_one_left(rank, group_of_one, monkeypatch):
+    store = torch.distributed.HashStore()
+    for key, value in {"call": "old", "answer 1": "old dead", "heard old": "dead"}.items():
+        store.set(key, value)
+
+    def other():
+        if rank == 0:
+            while store.get("call") == b"old":
+                time.sleep(0.01)
+            store.set("answer 1", f"{store.get('call').decode()} own")
+        else:
+            store.set("call", "new")
+            while not store.get("answer 1").startswith(b"new "):
+                time.sleep(0.01)
+            store.set("heard new", store.get("answer 1"))
+
+    monkeypatch.setattr(group_of_one.dist, "rendezvous", lambda *_, **__: iter([(store, rank, 2)]))
+    monkeypatch.setattr(group_of_one, "RANK", rank)
+    monkeypatch.setattr(group_of_one, "WORLD", 2)
+    thread = threading.Thread(target=other)
+    thread.start()
+    met = group_of_one.meet(timedelta(seconds=5))
+    thread.join()
+    met.set("key", "value")
+    word = "new" if rank else store.get("call").decode()
+    assert torch.distributed.PrefixStore(word, store).get("key") == b"value"
+    assert word != "old"
+
+
+def test_another_rank_keeps_no_flag_that_names_a_file_to_write(group_of_one, monkeypatch):
+    monkeypatch.setattr(group_of_one, "RANK", 1)
+    monkeypatch.setattr(group_of_one, "meet", lambda _: 1 / 0)
+    names = ["save_model", "checkpoint", "log", "plot", "load_model"]
+    run = SimpleNamespace(device=torch.device("cpu"), predict=None, **dict.fromkeys(names, "file"))
+    with pytest.raises(ZeroDivisionError), group_of_one.group([run]):
+        pass
+    assert [getattr(run, name) for name in names] == [None] * 5
 
 
 def test_an_error_that_is_not_the_connections_is_not_taken_for_it(group_of_one):
