@@ -205,8 +205,9 @@ def run(command: str, seed: int, log: Path, threads: int, children: set) -> list
     _, err = child.communicate()
     children.discard(child)
     if child.returncode:
-        said = re.split(r"^E\d{4} ", err, maxsplit=1, flags=re.MULTILINE)[0]  # from there on it is torchrun's own
-        raise Failed((said.strip().splitlines() or [f"ended with status {child.returncode}"])[-1])
+        said = re.split(r"^E\d{4} ", err, maxsplit=1, flags=re.MULTILINE)[0]  # what follows, and W, is torchrun's own
+        lines = [line for line in said.strip().splitlines() if not re.match(r"W\d{4} ", line)]
+        raise Failed((lines or [f"ended with status {child.returncode}"])[-1])
     try:
         (epochs,) = read(Path(f"{kept}.jsonl"))
     except (SystemExit, ValueError):
