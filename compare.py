@@ -32,8 +32,8 @@ from scipy.stats import ttest_rel
 from tqdm import tqdm
 
 from support import exits, files, records
+from support.checkpoint import SCORES
 
-SCORES = ("train_loss", "train_acc", "valid_loss", "valid_acc", "seconds")
 NOT_SETTINGS = {"run", "seed", "epoch", "parameters", "command", *SCORES}
 
 
@@ -108,7 +108,7 @@ def value(run: list[dict], metric: str, best: bool) -> float:
 
 
 def table(groups: dict, metric: str, best: bool) -> list[dict]:
-    """A row per group, each compared with the first; see `HEADS` for its entries."""
+    """A row per group, a dictionary, each compared with the first."""
     rows, first = [], None
     for name, runs in groups.items():
         by_seed = {run[0]["seed"]: value(run, metric, best) for run in runs}

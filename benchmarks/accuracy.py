@@ -10,7 +10,6 @@ A run is the script itself in a process of its own, such as `lstm_mnist.py --rec
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -51,7 +50,6 @@ def main():
         figures = [f"{accuracy['mean']:.2f}", spread, f"{accuracy['min']:.2f}", f"{accuracy['max']:.2f}"]
         print(f"| {recipe} | {accuracy['epochs']} | {PRINTED[recipe]} | {' | '.join(figures)} | {loss['mean']:.4f} |")
     print(f"\n{machine()}; n = {args.seeds} seeds; test accuracy in percent, after the last epoch")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from machine import COUNT, ROOT, machine
-from speed import TUTORIALS, as_written, common, lstm_mnist, mlp_mnist, write_part
+from speed import TUTORIALS, as_written, common, script_of, write_part
 
 BUSY = [sys.executable, "-c", "while True: pass"]
 MOMENTS = [("alone", 0, 1), ("beside 1", 1, 1), ("beside 2", 2, 1), ("two at once", 0, 2)]  # name, busy, runs measured
@@ -50,7 +50,7 @@ def measure(side: str, name: str, folder: Path, seconds: float) -> dict:
             start = time.perf_counter()
             while True:
                 train(timed(loader, times, start + WARM_UP + seconds))
-        script, flags = (mlp_mnist, []) if name == "mlp" else (lstm_mnist, ["--recipe", name])
+        script, flags = script_of(name)
         train = script.train
         script.train = lambda model, batches, *rest: train(
             model, timed(batches, times, start + WARM_UP + seconds), *rest

@@ -21,8 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import COUNT, ROOT, common, machine
-from speed import PROGRAMS, RECIPES, cell, lstm_mnist, mlp_mnist, write_part
+import torch
+import torch.distributed as dist
+from machine import COUNT, ROOT, machine
+from speed import PROGRAMS, RECIPES, cell, network, script_of, write_part
 
 STEPS, WARM_UP = 300, 50
 NETWORKS = {"10 Gbit/s Ethernet": (30e-6, 1.25e9), "NVLink": (5e-6, 450e9)}  # a and B, assumed
@@ -42,7 +44,7 @@ def sent() -> int:
 
 
 def step(name: str, flags: list[str]) -> dict:
-    """Milliseconds and bytes of a step of this process, or of torchrun's, while the script trains."""
+    """Seconds and bytes of a step of this process, or of torchrun's, while the script trains."""
     times, start = [], []
 
     def timed(batches):
@@ -53,7 +55,7 @@ def step(name: str, flags: list[str]) -> dict:
                 raise Enough
             yield batch
 
-    script, own = (mlp_mnist, []) if name == "mlp" else (lstm_mnist, ["--recipe", name])
+    script, own = script_of(name)
     train = script.train
     script.train = lambda model, batches, *rest: train(model, timed(batches), *rest)
     with contextlib.suppress(Enough), contextlib.redirect_stdout(sys.stderr):
@@ -64,9 +66,6 @@ def step(name: str, flags: list[str]) -> dict:
 
 def all_reduce(numbers: int) -> dict:
     """Seconds of an all-reduce of float32 numbers between torchrun's processes."""
-    import torch
-    import torch.distributed as dist
-
     dist.init_process_group("gloo")
     data, times = torch.zeros(numbers), []
     for _ in range(STEPS):
@@ -130,8 +129,7 @@ def main():
     print("| --- | --- | --- | --- | --- | --- | --- |")
     parameters = {}
     for name in args.recipe:
-        model = mlp_mnist.Net() if name == "mlp" else lstm_mnist.build(common_args(name))
-        parameters[name] = sum(p.numel() for p in model.parameters())
+        parameters[name] = sum(p.numel() for p in network(name).parameters())
         one, two = (cell([1000 * time for time, _ in seconds[name, p]]) for p in (1, 2))
         amount = statistics.median(data for _, data in seconds[name, 2])
         ratio = middle[name, 1] / middle[name, 2]
@@ -141,23 +139,18 @@ def main():
     print("\n| recipe | network | best number of processes (computed) | ms per step there | of one process's |")
     print("| --- | --- | --- | --- | --- |")
     for name in args.recipe:
-        for network, (message, rate) in networks.items():
+        for link, (message, rate) in networks.items():
             times = {}
             for n in shares[name]:
                 p = size[name] // n
                 ring = 2 * (p - 1) * (message + 4 * parameters[name] / (p * rate))
                 times[p] = middle[name, f"{n}"] + ring
             best = min(times, key=times.get)
-            print(f"| {name} | {network} | {best} | {1000 * times[best]:.2f} | {times[best] / times[1]:.2f} |")
+            print(f"| {name} | {link} | {best} | {1000 * times[best]:.2f} | {times[best] / times[1]:.2f} |")
     print(f"\n{machine()}; n = {args.rounds}, medians (min to max) of the means of {STEPS} steps")
-    for network, (message, rate) in networks.items():
-        how = "assumed" if network in NETWORKS else "measured"
-        print(f"{network}: {1e6 * message:.0f} microseconds per message, {rate / 1e9:.2f} GB/s ({how})")
-
-
-def common_args(name: str) -> argparse.Namespace:
-    """What `lstm_mnist.build` needs of a recipe."""
-    return argparse.Namespace(seed=1, cell="lstm", device=common.device("cpu"), **RECIPES[name])
+    for link, (message, rate) in networks.items():
+        how = "assumed" if link in NETWORKS else "measured"
+        print(f"{link}: {1e6 * message:.0f} microseconds per message, {rate / 1e9:.2f} GB/s ({how})")
 
 
 if __name__ == "__main__":

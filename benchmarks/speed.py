@@ -54,6 +54,11 @@ QUICK = (6000, 1000)
 FLAGS = {"mlp": ["--compile"], "batch-first": ["--bf16"]}  # what speeds up a recipe where it is asked for
 
 
+def script_of(name: str):
+    """The recipe's script as a module, and the flags that choose the recipe."""
+    return (mlp_mnist if name == "mlp" else lstm_mnist), PROGRAMS[name][1:]
+
+
 def network(name: str) -> nn.Module:
     """The recipe's network; the tutorial's class and ours are the same one."""
     if name == "mlp":

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from support import checkpoint
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-LOCAL_RANK, LOCAL_WORLD = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+LOCAL_RANK = int(os.environ["LOCAL_RANK"])
 PATIENCE = 120  # seconds that a process waits for another, which may be drawing pictures or on a slow disk
 MAY_DIFFER = {"device", "parts", "run", "load_model", "data"}  # between the processes' settings
 

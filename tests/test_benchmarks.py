@@ -58,7 +58,7 @@ def test_benchmark_prints_its_table(command, rows):
     assert all(cell.strip() for line in table for cell in line.split("|")[1:-1])
 
 
-PROGRAMS = ["busy", "progress", "scale", "set_up", "speed", "startup"]
+PROGRAMS = ["busy", "processes", "progress", "scale", "set_up", "speed", "startup"]
 
 
 @pytest.mark.slow
