@@ -49,12 +49,13 @@ class Loader:
     """Batches `(images (B, 1, 28, 28) float32, labels (B,) int64)` of a data set that lives on the device as bytes.
 
     With a generator each pass is in a new random order, without one in the given order; the last batch may be short.
-    Values are those of `ToTensor()`, and of `Normalize([0.5], [0.5])` after it if `normalize`.
+    Values are those of `ToTensor()`, and of `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images,
+    generator)`, if given, is applied to hundreds of images at a time.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int, generator=None, normalize=False):
+    def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.generator, self.normalize = generator, normalize
+        self.generator, self.normalize, self.transform = generator, normalize, transform
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
@@ -65,6 +66,7 @@ class Loader:
         # Indexing costs as much for one small batch as for many: gather hundreds of images, then cut them apart.
         for index in order.to(self.labels.device).split(size * max(1, 800 // size)):
             images = to_float(self.images.index_select(0, index), self.normalize)
+            images = self.transform(images, self.generator) if self.transform else images
             yield from zip(images.split(size), self.labels[index].split(size))
 
 
@@ -87,14 +89,26 @@ def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tens
         raise SystemExit(f"{root}: cannot read {DATASETS[name]} ({' '.join(str(error).split())[:200]})") from None
 
 
-def loaders(args) -> tuple[Loader, Loader]:
-    """The training loader, shuffled from `args.seed`, and the test loader; each of one batch with `--dry-run`."""
-    both = []
-    sizes, generator = (args.batch_size, args.test_batch_size), torch.Generator().manual_seed(args.seed)
-    for (images, labels), size, order in zip(read(args.data_dir, args.dataset), sizes, (generator, None)):
+def loaders(args, transform=None) -> tuple[Loader, Loader]:
+    """The training loader, shuffled from `args.seed`, and the test loader; each of one batch with `--dry-run`.
+
+    With `--hold-out N` the last N training images take the test set's place. `transform` is for the training images.
+    Raises SystemExit with one line where nothing would be left to train on.
+    """
+    training, test = read(args.data_dir, args.dataset)
+    if args.hold_out:
+        if args.hold_out >= len(training[1]):
+            raise SystemExit(
+                f"--hold-out {args.hold_out} leaves no training images (there are {len(training[1])}); lower it"
+            )
+        training, test = zip(*(each.split([len(each) - args.hold_out, args.hold_out]) for each in training))
+    both, generator = [], torch.Generator().manual_seed(args.seed)
+    for (images, labels), size, *more in (
+        (training, args.batch_size, generator, args.normalize, transform),
+        (test, args.test_batch_size, None, args.normalize),
+    ):
         count = size if args.dry_run else len(labels)
-        images, labels = images[:count].to(args.device), labels[:count].to(args.device)
-        both.append(Loader(images, labels, size, order, args.normalize))
+        both.append(Loader(images[:count].to(args.device), labels[:count].to(args.device), size, *more))
     return tuple(both if PROCESSES == 1 else map(processes.Share, both))
 
 
@@ -223,16 +237,20 @@ def report(seen: list[tuple[torch.Tensor, torch.Tensor]], names=range(10)) -> No
 class Run:
     """What is printed and kept around one recipe's loop: `epochs`, `batches`, `end_epoch`, `finish`, in this order.
 
-    `history` holds a record per epoch, as `--log` writes it; its records start with the run's `settings`.
+    `history` holds a record per epoch, as `--log` writes it; its records start with the run's `settings`. A `scheduler`
+    is resumed with the optimizer. An `average` of the weights, if given, is tested and saved instead of the model.
     """
 
-    def __init__(self, args, model, optimizer, train_loader, test_loader):
+    def __init__(self, args, model, optimizer, train_loader, test_loader, scheduler=None, average=None):
         self.args, self.model, self.optimizer = args, model, optimizer
+        self.scheduler, self.average = scheduler, average
+        self.result = average.module if average else model  # what is tested, saved and returned
         self.train_loader, self.test_loader, self.history = train_loader, test_loader, []
         if args.bf16:
             use_bfloat16(model, args.device)
-        names = ["script", "recipe", "cell", "hidden", "layers", "seed", "device", "dataset", "optimizer", "lr"]
-        names += ["batch_size", "test_batch_size", "parts", "normalize", "bf16", "compile", "dry_run"]
+        names = ["script", "recipe", *getattr(args, "logged", []), "cell", "hidden", "layers", "seed", "device"]
+        names += ["dataset", "optimizer", "lr", "batch_size", "test_batch_size", "parts", "normalize", "bf16"]
+        names += ["compile", "dry_run", "hold_out"]
         parameters, kind = sum(p.numel() for p in model.parameters()), type(model).__name__
         split = f" over {PROCESSES} processes" if PROCESSES > 1 else ""
         split += f" in {args.parts} parts" if getattr(args, "parts", 1) > 1 else ""
@@ -245,6 +263,8 @@ class Run:
         )
         if exits:
             records.begin(self)
+        if average and not average.n_averaged:
+            average.update_parameters(model)  # the first update copies, including what --load-model has just read
         if PROCESSES > 1:
             processes.agree(self)
 
@@ -331,8 +351,9 @@ class Run:
         report(tested, CLASSES[self.args.dataset])
         if exits:
             records.end(self, tested, CLASSES[self.args.dataset])
-        vars(self.model).pop("forward", None)  # what `use_bfloat16` and `in_parts` put there
-        return self.model, self.history
+        for model in (self.model, self.result):
+            vars(model).pop("forward", None)  # what `use_bfloat16` and `in_parts` put there
+        return self.result, self.history
 
 
 def predict(model: torch.nn.Module, args) -> tuple[torch.nn.Module, list]:
@@ -413,7 +434,9 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind: type, least: float, most: float = 2**31 - 1):
     """An argparse type: an int or a float from `least` to `most`."""
-    wanted = f"an integer from {least} to {most}" if kind is int else "a number above 0, such as 0.01"
+    wanted = f"{'an integer' if kind is int else 'a number'} from {least} to {most}"
+    if most == sys.float_info.max:
+        wanted = "a number above 0, such as 0.01"
 
     def parse(text: str):
         with contextlib.suppress(ValueError):
@@ -452,9 +475,10 @@ def parser(script: str, doc: str) -> Parser:
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="a torchvision root (default: data/ here)")
-    add("--bf16", action="store_true", help="bfloat16 autocast in training")
+    add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in training")
     add("--normalize", action=argparse.BooleanOptionalAction, help="pixels from -1 to 1 instead of 0 to 1")
     add("--dry-run", action="store_true", help="one batch of training, one of test")
+    add("--hold-out", type=number(int, 0), default=0, metavar="N", help="test on the last N training images instead")
     add("--log-interval", type=number(int, 0), metavar="N", help="the recipe's line every N steps; 0: never")
     add("--save-model", **file, help="write the trained state_dict")
     add("--load-model", **file, help="start from it; with --epochs 0: evaluate it")
@@ -467,6 +491,8 @@ def parser(script: str, doc: str) -> Parser:
 
 def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Namespace]:
     """The recipes that the command line asks for, each entry overridden by the flag of that name.
+
+    A recipe is a dictionary, or a function of the flags that returns one (a flag that is not given is None there).
 
     Raises SystemExit with status 2 and one line for a bad flag, or flags that contradict each other.
     """
@@ -492,7 +518,9 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     if exits and (clash := files.clash(args)):
         p.error(clash)
     given = {name: value for name, value in vars(args).items() if value is not None}
-    runs = [argparse.Namespace(**{**vars(args), **recipes[name], **given, "recipe": name}) for name in names]
+    tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
+    usual = vars(args) | {"bf16": False}
+    runs = [argparse.Namespace(**usual | table | given | {"recipe": name}) for name, table in zip(names, tables)]
     for run in runs:
         run.script, run.epochs = p.prog, min(run.epochs, 1) if run.dry_run else run.epochs
         if "parts" in run:

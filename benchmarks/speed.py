@@ -67,21 +67,24 @@ def network(name: str) -> nn.Module:
     return recipe["model"](28, recipe["hidden"], recipe["layers"], 10)
 
 
-def as_written(name: str, folder: Path):
-    """The tutorial's `train(batches)`, `test()` and training loader, as it writes them."""
+def as_written(name: str, folder: Path, seed: int = 1):
+    """The tutorial's `train(batches)`, `test()` and training loader, as it writes them.
+
+    Both return loss and accuracy: the mean over batches of the one, over samples of the other.
+    """
     recipe, own, device = RECIPES[name], TUTORIALS[name], common.device("auto")
     steps = [transforms.ToTensor()] + ([transforms.Normalize([0.5], [0.5])] if recipe["normalize"] else [])
     train_set, test_set = (datasets.MNIST(folder, part, transforms.Compose(steps)) for part in (True, False))
     train_loader = DataLoader(train_set, recipe["batch_size"], own["shuffle"], num_workers=own["workers"])
     test_loader = DataLoader(test_set, recipe["test_batch_size"], num_workers=own["workers"])
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     model = network(name).to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = getattr(torch.optim, recipe["optimizer"])(model.parameters(), lr=recipe["lr"])
 
-    def train(batches):
+    def train(batches) -> tuple[float, float]:
         model.train()
-        total, hits = 0.0, 0
+        total, hits, steps, samples = 0.0, 0, 0, 0
         for image, label in batches:
             image, label = image.to(device), label.to(device)
             output = model(image)
@@ -91,8 +94,10 @@ def as_written(name: str, folder: Path):
             optimizer.step()
             total += loss.item()
             hits += (output.argmax(1) == label).sum().item()
+            steps, samples = steps + 1, samples + len(label)
+        return total / steps, hits / samples
 
-    def test() -> float:
+    def test() -> tuple[float, float]:
         model.eval()
         total, hits = 0.0, 0
         with torch.set_grad_enabled(own["test_gradients"]):
@@ -101,7 +106,7 @@ def as_written(name: str, folder: Path):
                 output = model(image)
                 total += criterion(output, label).item()
                 hits += (output.argmax(1) == label).sum().item()
-        return hits / len(test_set)
+        return total / len(test_loader), hits / len(test_set)
 
     return train, test, train_loader
 
@@ -112,7 +117,7 @@ def tutorial(name: str, folder: Path) -> dict:
     train(itertools.islice(train_loader, WARM_UP))
     start = time.perf_counter()
     train(train_loader)
-    accuracy = test()
+    _, accuracy = test()
     return {"seconds": time.perf_counter() - start, "accuracy": accuracy}
 
 

@@ -105,7 +105,7 @@ def load_model(path: Path, model: torch.nn.Module) -> str:
     """Load a state_dict into the model and return the file's hash; SystemExit with one line where it does not fit."""
     state, digest = read(path)
     with one_line(path, "use the flags that it was trained with"):
-        if isinstance(state, dict) and state.keys() == PARTS:
+        if isinstance(state, dict) and state.keys() >= PARTS:
             raise SystemExit(f"{path}: is a checkpoint; give it as --checkpoint")
         check(state, dict(model.state_dict()), "state_dict")
         model.load_state_dict(state)
@@ -116,6 +116,8 @@ def state(run) -> dict:
     """All that a `common.Run` needs to go on after its last epoch."""
     random = [torch.get_rng_state(), run.train_loader.generator.get_state()]
     kept = dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict(), random=random)
+    if run.average:
+        kept["average"] = run.average.state_dict()
     return {**kept, "run": run.settings, "history": run.history}
 
 
@@ -125,7 +127,18 @@ def restore(run, saved: dict) -> None:
     run.train_loader.generator.set_state(saved["random"][1])
     torch.set_rng_state(saved["random"][0])
     run.model.load_state_dict(saved["model"])
+    if run.average:
+        run.average.load_state_dict(saved["average"])
     run.settings, run.history = saved["run"], saved["history"]
+    catch_up(run, len(run.history))
+
+
+def catch_up(run, epochs: int) -> None:
+    """Set the learning rate to what the run's scheduler, if it has one, gives after so many epochs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that optimizer.step() has not been called: an earlier process called it
+        for _ in range(run.scheduler.last_epoch, epochs * len(run.train_loader)) if run.scheduler else ():
+            run.scheduler.step()
 
 
 def resume(path: Path, run) -> None:
@@ -134,12 +147,8 @@ def resume(path: Path, run) -> None:
     Raises SystemExit with one line for a file that is not a checkpoint of this run; nothing is overwritten then.
     """
     saved, _ = read(path)
-    probe = copy.deepcopy(run.optimizer)  # after a step it has all that an optimizer keeps
-    for parameter in probe.param_groups[0]["params"]:
-        parameter.grad = torch.zeros_like(parameter)
-    probe.step()
     with one_line(path, "use the same settings, or another --checkpoint file"):
-        if not isinstance(saved, dict) or saved.keys() != PARTS or not isinstance(saved["run"], dict):
+        if not isinstance(saved, dict) or saved.keys() != state(run).keys() or not isinstance(saved["run"], dict):
             raise ValueError("is not a checkpoint")
         history, settings = saved["history"], saved["run"]
 
@@ -150,6 +159,13 @@ def resume(path: Path, run) -> None:
         own = {"run": str(settings["run"]), **free(settings, "device", "processes", *["parts"] * moved)}
         check(settings, {**run.settings, **own}, "run")  # first what was asked for, then what follows from it
         check(saved["model"], dict(run.model.state_dict()), "model")
+        if run.average:
+            check(saved["average"], dict(run.average.state_dict()), "average")
+        catch_up(run, len(history))
+        probe = copy.deepcopy(run.optimizer)  # after a step it has all that an optimizer keeps
+        for parameter in probe.param_groups[0]["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+        probe.step()
         check(saved["optimizer"], probe.state_dict(), "optimizer")
         for epoch, record in enumerate(history):
             scores = {name: record[name] for name in SCORES}

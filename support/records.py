@@ -41,7 +41,7 @@ def save_epoch(run) -> None:
 def end(run, tested: list, names: list[str]) -> None:
     """Write the model and the pictures; `tested` is `[(outputs (B, 10), labels (B,)), …]` over the test loader."""
     if run.args.save_model:
-        checkpoint.save(run.args.save_model, run.model.state_dict())
+        checkpoint.save(run.args.save_model, run.result.state_dict())
     if run.args.plot:
         from support import plots
 

@@ -77,7 +77,7 @@ class Fork:
     """
 
     server = multiprocessing.get_context("forkserver")
-    ours = ["common", "lstm_mnist", "mlp_mnist", "support.files", "support.checkpoint"]
+    ours = ["common", "lstm_mnist", "mlp_mnist", "modern_mnist", "support.files", "support.checkpoint"]
     server.set_forkserver_preload([*ours, "torch.fx.experimental.symbolic_shapes"])  # slow, and DDP imports it
 
     def __init__(self, *command, cwd=None, stderr=None, env=None):

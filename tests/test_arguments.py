@@ -10,6 +10,7 @@ from conftest import ROOT, call
 
 import lstm_mnist
 import mlp_mnist
+import modern_mnist
 from support import files
 
 MAINS = {"mlp": mlp_mnist.main, "lstm": lstm_mnist.main}
@@ -34,6 +35,7 @@ def refused(main, argv, capsys):
 NUMBERS = {
     "--epochs": ["-1", "0.5", "nan", "inf", HUGE, "five"],
     "--batch-size": ["-1", "0", "0.5", "nan", "inf", "2147483648", "ten"],
+    "--hold-out": ["-1", "0.5", "ten"],
     "--test-batch-size": ["-1", "0", "2.5", "nan", "inf", HUGE, "0x10"],
     "--lr": ["-0.1", "0", "-0", "1e-999", "nan", "inf", "1e999", "0,1"],
     "--seed": ["-1", "1.5", "nan", "inf", str(2**63), "one"],
@@ -83,6 +85,26 @@ def test_bad_arguments_of_lstm(argv, named, tiny, tmp_path, monkeypatch, capsys)
     assert status == 2
     assert named in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--smoothing", "1.5"),
+        ("--smoothing", "-0.1"),
+        ("--distortion", "nan"),
+        ("--distortion", "-1"),
+        ("--average", "inf"),
+        ("--lines", "3"),
+        ("--lines", "0"),
+        ("--hidden", "0"),
+    ],
+)
+def test_bad_values_of_modern(flag, value, tiny, capsys):
+    status, line = refused(modern_mnist.main, ["--data-dir", tiny, f"{flag}={value}"], capsys)
+    assert status == 2
+    assert f"argument {flag}: " in line
+    assert value in line
 
 
 @pytest.mark.parametrize("script", MAINS)

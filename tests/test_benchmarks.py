@@ -1,5 +1,6 @@
 """The benchmarks' counting, and that their commands run."""
 
+import shlex
 import sys
 
 import pytest
@@ -46,10 +47,12 @@ def test_part_of_mnist_reads_as_mnist(speed, tmp_path, digits):
         ("accuracy.py --seeds 1 --recipe last-hidden", 1),
         ("busy.py --rounds 1 --seconds 1 --recipe last-hidden", 1),
         ("scale.py --rounds 1 --images 120000 --recipe mlp", 2),
+        ("clock.py --log {log} --seeds 1 --lengths 1 --recipe last-hidden", 3),
+        ("leave_out.py --log {log} --seeds 1 --epochs 1 --without 'several lines per step' columns 'one cycle'", 4),
     ],
 )
-def test_benchmark_prints_its_table(command, rows):
-    program, *flags = command.split()
+def test_benchmark_prints_its_table(command, rows, tmp_path):
+    program, *flags = shlex.split(command.format(log=tmp_path / "log.jsonl"))
     done = call(f"benchmarks/{program}", *flags)
     assert done.returncode == 0, done.stderr
     head, rule, *table = [line for line in done.stdout.splitlines() if line.startswith("|")]

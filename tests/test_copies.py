@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lstm_mnist
 import mlp_mnist
+import modern_mnist
 
-SCRIPTS = ["mlp_mnist.py", "lstm_mnist.py"]
+SCRIPTS = ["lstm_mnist.py", "mlp_mnist.py", "modern_mnist.py"]
 RECIPES = lstm_mnist.RECIPES | mlp_mnist.RECIPES
 
 
@@ -42,7 +43,7 @@ def copied(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS[::2], pytest.param(SCRIPTS[1], marks=pytest.mark.slow)])
 def test_a_script_and_common_train_as_in_the_checkout(script, tiny, copied):
     for other in SCRIPTS:
         if other != script:
@@ -58,8 +59,8 @@ def test_a_script_and_common_train_as_in_the_checkout(script, tiny, copied):
 
 NEEDING = ["--save-model", "--load-model", "--checkpoint", "--log", "--plot", "--predict", "--compile"]
 EACH = """
-import sys, lstm_mnist, mlp_mnist
-for main in lstm_mnist.main, mlp_mnist.main:
+import sys, lstm_mnist, mlp_mnist, modern_mnist
+for main in lstm_mnist.main, modern_mnist.main, mlp_mnist.main:
     for flag in sys.argv[1:]:
         try:
             main([flag, *(["x"] if flag != "--compile" else [])])
@@ -70,12 +71,12 @@ for main in lstm_mnist.main, mlp_mnist.main:
 
 def test_flags_that_need_support_say_so(copied):
     run = subprocess.run([sys.executable, "-c", EACH, *NEEDING], cwd=copied, capture_output=True, text=True)
-    assert run.stdout.split() == ["2"] * 14, run.stderr
+    assert run.stdout.split() == ["2"] * 21, run.stderr
     lines = run.stderr.splitlines()
-    assert len(lines) == 14
-    for flag, line in zip(NEEDING[:-1] + [None] + NEEDING, lines):
+    assert len(lines) == 21
+    for flag, line in zip(2 * [*NEEDING[:-1], None] + NEEDING, lines):
         assert flag is None or f"{flag} needs the folder support/ beside common.py" in line
-    assert sorted(f.name for f in copied.iterdir() if f.name != "__pycache__") == ["common.py", *sorted(SCRIPTS)]
+    assert sorted(f.name for f in copied.iterdir() if f.name != "__pycache__") == ["common.py", *SCRIPTS]
 
 
 def pasted(script, *names):
@@ -140,9 +141,8 @@ assert state() == before
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", ["mlp", "lstm"])
-def test_main_returns_the_model_and_its_history(script, tiny, capsys):
-    main = mlp_mnist.main if script == "mlp" else lstm_mnist.main
+@pytest.mark.parametrize("main", [mlp_mnist.main, lstm_mnist.main, modern_mnist.main])
+def test_main_returns_the_model_and_its_history(main, tiny, capsys):
     flags = ["--data-dir", str(tiny), "--epochs", "2", "--device", "cpu"]
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     torch.set_num_threads(2)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,3 +178,22 @@ def test_denormals_are_flushed_in_every_thread():
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=common.DATA_DIR.parent, capture_output=True, text=True)
     assert out.stdout == "0\n", out.stderr
+
+
+def test_held_out_images_are_the_last_and_are_not_trained_on(tiny, capsys):
+    (images, labels), (test_images, _) = common.read(tiny)
+    args = SimpleNamespace(data_dir=tiny, dataset="mnist", hold_out=60, batch_size=50, test_batch_size=50, seed=1)
+    args.dry_run, args.normalize, args.device = False, False, torch.device("cpu")
+    train, test = common.loaders(args)
+    assert torch.equal(train.images, images[:190])
+    assert torch.equal(test.images, images[190:])
+    assert torch.equal(torch.cat([y for _, y in test]), labels[190:])
+    args.hold_out = 0
+    assert torch.equal(common.loaders(args)[1].images, test_images)
+    for most in (250, 60000):
+        args.hold_out = most
+        with pytest.raises(SystemExit, match=f"--hold-out {most} leaves no training images"):
+            common.loaders(args)
+    _, (record,) = mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "1", "--hold-out", "60"])
+    assert record["hold_out"] == 60
+    assert capsys.readouterr().out.endswith("/60)\n")

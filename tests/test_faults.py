@@ -184,7 +184,8 @@ def fresh(model=None, seed=1):
     model = model or lstm_mnist.LastHidden(28, 8, 1, 10)
     optimizer = common.optimizer(model, SimpleNamespace(optimizer="Adam", lr=0.01))
     loader = SimpleNamespace(generator=torch.Generator().manual_seed(seed))
-    return SimpleNamespace(model=model, optimizer=optimizer, train_loader=loader, settings=RUN, history=[])
+    run = SimpleNamespace(model=model, optimizer=optimizer, train_loader=loader, settings=RUN, history=[])
+    return SimpleNamespace(**vars(run), scheduler=None, average=None)
 
 
 def trained(epochs=2):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lstm_mnist
 import mlp_mnist
+import modern_mnist
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
@@ -57,7 +58,7 @@ def test_links_lead_somewhere(page):
 
 def test_flags_in_the_docs_exist(capsys):
     flags = set()
-    for main in (mlp_mnist.main, lstm_mnist.main):
+    for main in (mlp_mnist.main, lstm_mnist.main, modern_mnist.main):
         with pytest.raises(SystemExit):
             main(["--help"])
         flags |= set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))

@@ -1,4 +1,4 @@
-"""Both scripts as a user calls them."""
+"""The scripts as a user calls them."""
 
 import common
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ from torchvision.datasets import MNIST
 
 import lstm_mnist
 import mlp_mnist
+import modern_mnist
 
 EPOCH = re.compile(
     r"Epoch (\d+)\. Train Loss: \d+\.\d{6}, Train Acc: [01]\.\d{6}, Valid Loss: \d+\.\d{6}, Valid Acc: [01]\.\d{6}, "
     r"Time \d\d:\d\d:\d\d"
 )
-SCRIPTS = {"mlp_mnist.py": mlp_mnist.main, "lstm_mnist.py": lstm_mnist.main}
+SCRIPTS = {"mlp_mnist.py": mlp_mnist.main, "lstm_mnist.py": lstm_mnist.main, "modern_mnist.py": modern_mnist.main}
 
 
 def results(text):
@@ -34,9 +36,9 @@ def results(text):
     ("name", "epochs", "lr", "least"),
     [
         ("mlp", 5, 0.01, 0.80),
-        ("sgd", 8, 0.3, 0.80),
+        pytest.param("sgd", 8, 0.3, 0.80, marks=pytest.mark.slow),
         ("last-hidden", 3, 0.001, 0.70),
-        ("time-major", 4, 1, 0.70),
+        pytest.param("time-major", 4, 1, 0.70, marks=pytest.mark.slow),
         ("batch-first", 2, 0.001, 0.70),
     ],
 )
@@ -59,7 +61,7 @@ def test_dry_run_on_the_committed_data_from_another_folder(script, tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     assert len(EPOCH.findall(run.stdout)) == 1
-    size = 20 if script == "mlp_mnist.py" else 100
+    size = {"mlp_mnist.py": 20, "lstm_mnist.py": 100, "modern_mnist.py": 1000}[script]
     assert re.search(rf"Test Accuracy \(Overall\): \d+\.\d\d% \(\d+/{size}\)\n$", run.stdout)
 
 
@@ -69,12 +71,13 @@ def test_one_epoch_as_a_process(script, tiny, tmp_path):
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert re.search(r", [\d,]+ parameters, \w+ lr [\d.]+, batch \d+( in \d parts)?, 1 epoch, cpu, seed 1$", lines[0])
-    own = lines.index(")") if script == "mlp_mnist.py" else 2  # what the tutorials print before: the model, "epoch 1"
+    own = {"mlp_mnist.py": 6, "lstm_mnist.py": 2}.get(script, 0)  # lines that the tutorial prints before
     running = [line for line in lines if re.fullmatch(r"\[1/1\] Loss: \d+\.\d{6}, Acc: [01]\.\d{6}", line)]
     assert lines[own + 1 : own + 1 + len(running)] == running
-    assert len(running) == (13 if script == "mlp_mnist.py" else 3)
+    steps, after = {"mlp_mnist.py": (13, 1), "lstm_mnist.py": (3, 2)}.get(script, (1, 0))
+    assert len(running) == steps
     epoch = [k for k, line in enumerate(lines) if EPOCH.fullmatch(line)]
-    assert epoch == [own + len(running) + (2 if script == "mlp_mnist.py" else 3)]
+    assert epoch == [own + steps + after + 1]
     assert lines[-1] == lines[-1].strip()
     assert (
         len([line for line in lines if re.match(r"The test accuracy of  \d is : +(\d+%|None) \( ?\d+/ ?\d+\)$", line)])
@@ -177,7 +180,7 @@ def test_log_has_the_contracts_keys(tiny, tmp_path, capsys):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_bf16_trains_otherwise_and_about_as_well(script, small, tmp_path, capsys):
     scores = []
-    for flags in ([], ["--bf16"]):
+    for flags in (["--no-bf16"], ["--bf16"]):
         log, model = tmp_path / f"{len(scores)}.jsonl", tmp_path / "m.pth"
         files = ["--log", str(log), "--save-model", str(model)]
         SCRIPTS[script](["--epochs", "1", "--lr", "0.005", "--data-dir", str(small), *files, *flags])
@@ -334,7 +337,7 @@ def test_running_line_is_of_the_samples_so_far(tiny, capsys):
     assert len(set(lines)) == 3
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ["mlp_mnist.py", "lstm_mnist.py"])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"])
 def test_any_optimizer_trains_at_the_rate_given(script, optimizer, tiny, tmp_path, capsys):
     log, kept = tmp_path / "log.jsonl", tmp_path / "c.pt"
@@ -367,11 +370,12 @@ def test_hidden_and_layers_override_the_recipe(tiny, tmp_path, capsys):
 
 
 def test_every_entry_of_a_recipe_has_a_flag(capsys):
-    own = {"model", "opening", "running", "closing"}  # what makes it that tutorial's
-    for script, recipes in (("lstm_mnist.py", lstm_mnist.RECIPES), ("mlp_mnist.py", mlp_mnist.RECIPES)):
+    args = SimpleNamespace(epochs=None, device=torch.device("cpu"))
+    own = {"model", "opening", "running", "closing", "logged"}  # what makes it that tutorial's
+    for script, recipes in zip(SCRIPTS, (mlp_mnist.RECIPES, lstm_mnist.RECIPES, {"modern": modern_mnist.recipe(args)})):
         with pytest.raises(SystemExit):
             SCRIPTS[script](["--help"])
-        flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        flags = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
         entries = {name for recipe in recipes.values() for name in recipe} - own
         assert {f"--{name.replace('_', '-')}" for name in entries} <= flags
 

@@ -1,0 +1,130 @@
+"""Test accuracy against time: the tutorials' own programs, the five recipes, and modern_mnist.py at several lengths.
+
+python benchmarks/clock.py --log clock.jsonl --plot docs       # run again, it only adds what is missing
+python benchmarks/clock.py --log clock.jsonl --seeds 3 --lengths 1 2 4
+
+Seconds are those of training and evaluation, summed over the epochs. The tutorials' programs are those in speed.py.
+Each length of modern_mnist.py is a separate run, since its schedule follows --epochs.
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from machine import COUNT, machine
+from matplotlib.figure import Figure
+from speed import PROGRAMS, RECIPES, as_written, write_part
+
+import compare
+from support import plots, records
+
+LEVELS = (0.98, 0.99, 0.995)
+
+
+def tutorial(name: str, seed: int, epochs: int, log: Path) -> None:
+    """Run a tutorial's own program and append its epochs to the log, once all are there."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_part(Path(folder), (None, None))  # unpacked, as torchvision wants it
+        train, test, train_loader = as_written(name, Path(folder), seed)
+    kept, own = [], {"script": "tutorial", "recipe": name, "seed": seed, "run": uuid.uuid4().hex[:12]}
+    for epoch in range(epochs):
+        start = time.perf_counter()
+        (train_loss, train_acc), (valid_loss, valid_acc) = train(train_loader), test()
+        scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
+        kept.append({**own, "epoch": epoch, **scores, "seconds": time.perf_counter() - start})
+    records.append(log, kept)
+
+
+def of(runs: list, name: str, **wanted) -> list:
+    """A series of runs: those of that script whose records have all the values wanted."""
+    return [run for run in runs if run[-1]["script"] == name and wanted.items() <= run[-1].items()]
+
+
+def course(runs: list) -> list[tuple]:
+    """Seconds since the start, mean accuracy and its standard deviation after each epoch of a series of runs."""
+    points, seconds = [], 0.0
+    for epoch in zip(*runs):
+        seconds += statistics.mean(r["seconds"] for r in epoch)
+        accuracies = [r["valid_acc"] for r in epoch]
+        points.append((seconds, statistics.mean(accuracies), statistics.stdev(accuracies) if len(runs) > 1 else 0.0))
+    return points
+
+
+def picture(series: dict) -> Figure:
+    """`{name: [(seconds, accuracy, deviation), …]}`: tutorials dashed, recipes solid, modern one point per length."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for k, name in enumerate(RECIPES):
+        for kind, style in (("the tutorial's program", "--"), ("here", "-")):
+            if points := series.get(f"{name}, {kind}"):
+                seconds, means, _ = zip(*points)
+                axes.plot(seconds, [100 * m for m in means], style, color=plots.COLOURS[k], linewidth=1.2)
+        axes.plot([], [], color=plots.COLOURS[k], label=name)
+    axes.plot([], [], "--", color="grey", label="the tutorial's own program")
+    if points := [points[-1] for name, points in series.items() if name.startswith("modern")]:
+        seconds, means, spreads = zip(*sorted(points))
+        means, spreads = ([100 * value for value in values] for values in (means, spreads))
+        axes.errorbar(
+            seconds, means, spreads, fmt="-o", color="black", capsize=3, label="modern_mnist.py, one run per length"
+        )
+    axes.set(xscale="log", xlabel="seconds of training and evaluation", ylabel="test accuracy, %", ylim=(94, 100))
+    axes.set_xticks([3, 10, 30, 100, 300], labels=[3, 10, 30, 100, 300])
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--log", type=Path, required=True, metavar="FILE", help="keep the runs' records here")
+    add("--seeds", type=COUNT, default=3, metavar="N", help="seeds 1 to N (default: 3)")
+    add("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES), help="default: all five")
+    add("--lengths", type=COUNT, nargs="+", default=[1, 2, 4, 8, 16, 32], metavar="N", help="modern's --epochs")
+    add("--plot", type=Path, metavar="DIR", help="write clock.png there")
+    add("--side", nargs=3, help=argparse.SUPPRESS)  # a tutorial's program, in a process of its own
+    args = parser.parse_args()
+    if args.side:
+        tutorial(args.side[0], int(args.side[1]), int(args.side[2]), args.log)
+        sys.exit()
+    modern = {f"modern, --epochs {n}": f"modern_mnist.py --epochs {n}" for n in args.lengths}
+    ours = {f"{name}, here": " ".join([*PROGRAMS[name], "--log-interval 0"]) for name in args.recipe}
+    for seed in range(1, args.seeds + 1):  # all sides in turn, so that a slow hour slows all of them
+        flags = ["--seeds", "1", "--first-seed", str(seed), "--log", str(args.log)]
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            compare.main([*modern.values(), *ours.values(), *flags])
+        for name in args.recipe:
+            if not of(compare.read(args.log), "tutorial", recipe=name, seed=seed):
+                side = [name, str(seed), str(RECIPES[name]["epochs"])]
+                subprocess.run([sys.executable, __file__, "--log", args.log, "--side", *side], check=True)
+                print(f"{name}, the tutorial's program, seed {seed}: done", file=sys.stderr)
+    runs = compare.read(args.log)  # all seeds that it has, also of another call
+    series = {f"{name}, the tutorial's program": of(runs, "tutorial", recipe=name) for name in args.recipe}
+    for name, command in {**ours, **modern}.items():
+        series[name] = [run for run in runs if run[-1].get("command") == command]
+    n = {name: len(found) for name, found in series.items()}
+    series = {name: course(found) for name, found in series.items()}
+    levels = " | ".join(f"{100 * level:g} % after, s" for level in LEVELS)
+    print(f"| | n | epochs | test accuracy, % | seconds | {levels} |\n|---|---|---|---|---|{'---|' * len(LEVELS)}")
+    for name, points in series.items():
+        seconds, mean, spread = points[-1]
+        reached = [next((f"{s:.1f}" for s, accuracy, _ in points if accuracy >= level), "-") for level in LEVELS]
+        if name.startswith("modern"):  # before the end the learning rate is still high
+            reached = [f"{seconds:.1f}" if mean >= level else "-" for level in LEVELS]
+        spread = f" ± {100 * spread:.2f}" if n[name] > 1 else ""
+        row = [name, n[name], len(points), f"{100 * mean:.2f}{spread}", f"{seconds:.1f}", *reached]
+        print(f"| {' | '.join(map(str, row))} |")
+    print(f"\n{machine()}; n seeds, mean ± standard deviation, seconds of training and evaluation")
+    if args.plot:
+        plots.save(picture(series), args.plot / "clock.png")
+
+
+if __name__ == "__main__":
+    main()
