@@ -87,7 +87,7 @@ def test(model, loader):
 
 
 RECIPE = dict(
-    optimizer="AdamW", test_batch_size=1000, epochs=8, smoothing=0.05, average=15.0, normalize=False, log_interval=0,
+    optimizer="AdamW", test_batch_size=1000, epochs=8, smoothing=0.05, average=15, normalize=False, log_interval=0,
     logged=["epochs", "lines", "smoothing", "distortion", "average"],
 )  # fmt: skip
 # By the fewest epochs each is for: in a short run a small network gets further, and distortion only gets in the way
@@ -145,8 +145,10 @@ def main(argv=None):
     add("--parts", type=some, metavar="N", help="parts per batch, a thread each (default: one per core)")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="strength, in training; 0: none")
-    add("--average", type=common.number(float, 0), metavar="N", help="test the mean over the last Nth; 0: none")
+    add("--average", type=common.number(int, 0), metavar="N", help="test the mean over the last Nth; 0: none")
     (run,) = common.parse(parser, argv, {"modern": recipe})
+    if run.normalize:
+        parser.error("--normalize is not for this network, which does so itself; leave it out")
     with common.session([run]):
         return common.predict(build(run), run) if run.predict else fit(run)
 

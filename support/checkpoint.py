@@ -81,6 +81,8 @@ def check(saved, expected, name: str) -> None:
             f"{tuple(t.shape)}, {t.dtype}, {t.layout}, {t.device}" if isinstance(t, torch.Tensor) else f"{t!r}"[:40]
             for t in (saved, expected.cpu())
         )
+        if isinstance(saved, torch.Tensor) and saved.shape != expected.shape:
+            is_, due = tuple(saved.shape), tuple(expected.shape)
         if is_ != due:
             raise ValueError(f"{name} is {is_}, this model's is {due}")
         if not saved.isfinite().all():

@@ -131,6 +131,7 @@ def agree(run) -> None:
     Raises SystemExit with one line where a process has other settings or data than rank 0.
     """
     settings = {name: value for name, value in run.settings.items() if name not in MAY_DIFFER}
+    settings |= {name: getattr(run.args, name) for name in ("epochs", "log_interval")}  # else some wait for ever
     settings["data"] = checkpoint.fingerprint(run.train_loader, run.test_loader)
     everyone = [None] * WORLD
     dist.all_gather_object(everyone, settings)

@@ -237,7 +237,7 @@ def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(done, tiny, tmp_pat
         (["--smoothing", "0.1"], "smoothing was 0.05, now 0.1"),
         (["--hold-out", "50"], "hold_out was 0, now 50"),
         (["--distortion", "0.5"], "distortion was 0.6, now 0.5"),
-        (["--average", "3"], "average was 15.0, now 3.0"),
+        (["--average", "3"], "average was 15, now 3"),
     ],
 )
 def test_a_checkpoint_of_another_schedule_is_refused(flags, line, tiny, tmp_path, capsys):
@@ -277,6 +277,14 @@ def test_the_average_is_what_is_tested_saved_and_loaded(tiny, tmp_path, capsys):
     modern_mnist.main([*flags, "--epochs", "0", "--load-model", str(tmp_path / "m.pth")])
     report = re.findall(r"(?s)Test Loss.*", out)
     assert re.findall(r"(?s)Test Loss.*", capsys.readouterr().out) == report
+
+
+def test_normalize_is_refused(capsys):
+    """The network does so itself, for pixels from 0 to 1."""
+    with pytest.raises(SystemExit) as stop:
+        modern_mnist.main(["--normalize"])
+    assert stop.value.code == 2
+    assert "--normalize is not for this network" in capsys.readouterr().err
 
 
 def test_without_an_average_the_model_itself_is_tested(tiny, tmp_path, capsys):
