@@ -64,7 +64,7 @@ def test_flags_in_the_docs_exist(capsys):
         flags |= set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
     programs = [ROOT / "compare.py", *(ROOT / "benchmarks").glob("*.py")]
     code = "".join(file.read_text(encoding="utf-8") for file in programs)
-    flags |= set(re.findall(r'"(--[a-z0-9-]+)"', code)) | {"--help", "--no-cov", "--no-keras", "--no-flags"}
+    flags |= set(re.findall(r'"(--[a-z0-9-]+)"', code)) | {"--help", "--cov", "--no-keras", "--no-flags"}
     flags |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}  # torchrun's
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))
