@@ -94,7 +94,7 @@ def main():
     )
     for without, row in zip(commands, rows):
         _, _, _, _, accuracy, difference, seconds = compare.cells(row, "valid_acc")
-        print(f"| {without} | {accuracy} | {difference} | {seconds} |")
+        print(f"| {without} | {accuracy} | {difference or '-'} | {seconds} |")
     print(f"\n{machine()}; n = {args.seeds} seeds, {args.epochs} epochs")
 
 
