@@ -8,15 +8,11 @@ A run is the script itself in a process of its own, such as `lstm_mnist.py --rec
 """
 
 import argparse
-import contextlib
-import os
 import tempfile
 from pathlib import Path
 
-from machine import COUNT, machine
+from machine import COUNT, compared, machine
 from speed import PROGRAMS
-
-import compare
 
 PRINTED = {  # by the tutorials, in percent
     "mlp": "97.90",
@@ -35,14 +31,13 @@ def main():
     parser.add_argument("--jobs", type=COUNT, default=1, metavar="J", help="runs side by side (default: 1)")
     parser.add_argument("--bf16", action="store_true", help="pass on to the scripts")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+    with tempfile.TemporaryDirectory() as folder:
         log = args.log or Path(folder, "runs.jsonl")
         rows = []
         for recipe in args.recipe:
             command = " ".join([*PROGRAMS[recipe], "--log-interval 0", *(["--bf16"] if args.bf16 else [])])
-            flags = [command, "--seeds", str(args.seeds), "--jobs", str(args.jobs), "--log", str(log)]
-            with contextlib.redirect_stdout(nowhere):
-                rows.append([compare.main([*flags, "--metric", metric])[0] for metric in ("valid_acc", "train_loss")])
+            both = (["--jobs", str(args.jobs), "--metric", metric] for metric in ("valid_acc", "train_loss"))
+            rows.append([compared([command], args.seeds, log, *flags)[0] for flags in both])
     print("| recipe | epochs | tutorial prints | mean | standard deviation | min | max | train loss |")
     print("|---|---|---|---|---|---|---|---|")
     for recipe, (accuracy, loss) in zip(args.recipe, rows):

@@ -8,8 +8,6 @@ Each length of modern_mnist.py is a separate run, since its schedule follows --e
 """
 
 import argparse
-import contextlib
-import os
 import statistics
 import subprocess
 import sys
@@ -18,7 +16,7 @@ import time
 import uuid
 from pathlib import Path
 
-from machine import COUNT, machine
+from machine import COUNT, compared, machine
 from matplotlib.figure import Figure
 from speed import PROGRAMS, RECIPES, as_written, write_part
 
@@ -33,18 +31,14 @@ def tutorial(name: str, seed: int, epochs: int, log: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_part(Path(folder), (None, None))  # unpacked, as torchvision wants it
         train, test, train_loader = as_written(name, Path(folder), seed)
-    kept, own = [], {"script": "tutorial", "recipe": name, "seed": seed, "run": uuid.uuid4().hex[:12]}
+    own = {"script": "tutorial", "recipe": name, "command": f"tutorial {name}", "seed": seed}
+    kept, own["run"] = [], uuid.uuid4().hex[:12]
     for epoch in range(epochs):
         start = time.perf_counter()
         (train_loss, train_acc), (valid_loss, valid_acc) = train(train_loader), test()
         scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
         kept.append({**own, "epoch": epoch, **scores, "seconds": time.perf_counter() - start})
     records.append(log, kept)
-
-
-def of(runs: list, name: str, **wanted) -> list:
-    """A series of runs: those of that script whose records have all the values wanted."""
-    return [run for run in runs if run[-1]["script"] == name and wanted.items() <= run[-1].items()]
 
 
 def course(runs: list) -> list[tuple]:
@@ -93,24 +87,24 @@ def main():
     args = parser.parse_args()
     if args.side:
         tutorial(args.side[0], int(args.side[1]), int(args.side[2]), args.log)
-        sys.exit()
+        return
+    theirs = {f"{name}, the tutorial's program": f"tutorial {name}" for name in args.recipe}
     modern = {f"modern, --epochs {n}": f"modern_mnist.py --epochs {n}" for n in args.lengths}
     ours = {f"{name}, here": " ".join([*PROGRAMS[name], "--log-interval 0"]) for name in args.recipe}
     for seed in range(1, args.seeds + 1):  # all sides in turn, so that a slow hour slows all of them
-        flags = ["--seeds", "1", "--first-seed", str(seed), "--log", str(args.log)]
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            compare.main([*modern.values(), *ours.values(), *flags])
+        compared([*modern.values(), *ours.values()], 1, args.log, "--first-seed", str(seed))
+        have = {(run[-1].get("command"), run[-1]["seed"]) for run in compare.read(args.log)}
         for name in args.recipe:
-            if not of(compare.read(args.log), "tutorial", recipe=name, seed=seed):
+            if (f"tutorial {name}", seed) not in have:
                 side = [name, str(seed), str(RECIPES[name]["epochs"])]
                 subprocess.run([sys.executable, __file__, "--log", args.log, "--side", *side], check=True)
                 print(f"{name}, the tutorial's program, seed {seed}: done", file=sys.stderr)
     runs = compare.read(args.log)  # all seeds that it has, also of another call
-    series = {f"{name}, the tutorial's program": of(runs, "tutorial", recipe=name) for name in args.recipe}
-    for name, command in {**ours, **modern}.items():
-        series[name] = [run for run in runs if run[-1].get("command") == command]
-    n = {name: len(found) for name, found in series.items()}
-    series = {name: course(found) for name, found in series.items()}
+    found = {
+        name: [run for run in runs if run[-1].get("command") == command]
+        for name, command in {**theirs, **ours, **modern}.items()
+    }
+    series = {name: course(runs) for name, runs in found.items()}
     levels = " | ".join(f"{100 * level:g} % after, s" for level in LEVELS)
     print(f"| | n | epochs | test accuracy, % | seconds | {levels} |\n|---|---|---|---|---|{'---|' * len(LEVELS)}")
     for name, points in series.items():
@@ -118,8 +112,9 @@ def main():
         reached = [next((f"{s:.1f}" for s, accuracy, _ in points if accuracy >= level), "-") for level in LEVELS]
         if name.startswith("modern"):  # before the end the learning rate is still high
             reached = [f"{seconds:.1f}" if mean >= level else "-" for level in LEVELS]
-        spread = f" ± {100 * spread:.2f}" if n[name] > 1 else ""
-        row = [name, n[name], len(points), f"{100 * mean:.2f}{spread}", f"{seconds:.1f}", *reached]
+        n = len(found[name])
+        spread = f" ± {100 * spread:.2f}" if n > 1 else ""
+        row = [name, n, len(points), f"{100 * mean:.2f}{spread}", f"{seconds:.1f}", *reached]
         print(f"| {' | '.join(map(str, row))} |")
     print(f"\n{machine()}; n seeds, mean ± standard deviation, seconds of training and evaluation")
     if args.plot:

@@ -7,15 +7,13 @@ Tested on 10,000 training images held out (--hold-out 10000), never on the test 
 """
 
 import argparse
-import contextlib
 import functools
-import os
 import shlex
 import sys
 from pathlib import Path
 
 import torch
-from machine import COUNT, machine
+from machine import COUNT, compared, machine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -75,7 +73,7 @@ def train(without: str, flags: list[str]) -> None:
 def main():
     if sys.argv[1:2] == ["--train"]:  # one of the runs, in a process of its own
         train(sys.argv[2], sys.argv[3:])
-        sys.exit()
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, required=True, metavar="FILE", help="keep the runs' records here")
     parser.add_argument("--seeds", type=COUNT, default=3, metavar="N", help="seeds 1 to N (default: 3)")
@@ -85,8 +83,7 @@ def main():
     flags = f"--epochs {args.epochs} --hold-out 10000"
     names = dict.fromkeys(["nothing", *args.without])
     commands = {w: shlex.join([__file__, "--train", w, *flags.split()]) for w in names}
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        rows = compare.main([*commands.values(), "--seeds", str(args.seeds), "--log", str(args.log)])
+    rows = compared(commands.values(), args.seeds, args.log)
     if len(rows) != len(commands):
         raise SystemExit(f"{args.log}: some of the runs are missing or of other versions; name another --log")
     print(

@@ -1,5 +1,6 @@
-"""What the measurements share: the scripts on the path, how often to measure, and what was measured on."""
+"""What the measurements share: the scripts on the path, how often to measure, comparisons, and the machine's name."""
 
+import contextlib
 import os
 import platform
 import sys
@@ -13,6 +14,14 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 
 COUNT = common.number(int, 1)  # an argparse type
+
+
+def compared(commands, seeds: int, log: Path, *flags: str) -> list[dict]:
+    """compare.py's rows for these commands, without the table that it prints."""
+    import compare  # here: it brings scipy, which no process that is measured should load
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return compare.main([*commands, "--seeds", str(seeds), "--log", str(log), *flags])
 
 
 def machine() -> str:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from test_continue import epochs
 from test_copies import pasted
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,11 +24,6 @@ SMALL = ["--hidden", "8", "--batch-size", "50"]
 @pytest.fixture
 def images(digits):
     return common.to_float(digits[0][0][:300])
-
-
-def epochs(text):
-    """The epoch lines of an output without what the clock decides."""
-    return [line.split(", Time")[0] for line in text.splitlines() if line.startswith("Epoch")]
 
 
 def test_the_columns_of_an_image_are_the_rows_of_its_transpose(images):
@@ -119,7 +115,7 @@ def test_training_images_alone_are_distorted(tiny, monkeypatch, capsys):
 
 
 def test_borders_are_continued_not_filled_with_grey():
-    """With --normalize black is -1, and 0 would be grey."""
+    """Whatever the value: black is -1 where pixels are from -1 to 1, and clothes touch the border."""
     black = torch.full((9, 1, 28, 28), -1.0)
     torch.testing.assert_close(distort(black, torch.Generator().manual_seed(1)), black)
 
