@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # noqa: F401  imported later, by torch itself, its defaults would keep the group alive
 from torch.nn.parallel import DistributedDataParallel
 
 from support import checkpoint
@@ -138,7 +139,8 @@ def agree(run) -> None:
     for rank, other in enumerate(everyone):
         for name, value in other.items():
             if value != everyone[0][name]:
-                raise SystemExit(f"{name} is {value} on rank {rank} and {everyone[0][name]} on rank 0; start all alike")
+                line = f"{name} is {value} on rank {rank} and {everyone[0][name]} on rank 0; start all alike"
+                raise SystemExit(1 if LOCAL_RANK else line)  # once on each machine
     box = [None if RANK else checkpoint.state(run)]
     dist.broadcast_object_list(box)
     if RANK:

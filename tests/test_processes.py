@@ -172,10 +172,11 @@ def test_broken_data_of_one_process_end_all(tiny, tmp_path):
 def test_processes_that_differ_are_refused(flags, name, tiny, small, tmp_path):
     flags = [*flags, small] if flags == ["--data-dir"] else flags
     results = ranks(2, "mlp_mnist.py", "--epochs", "1", "--data-dir", tiny, own={1: flags})
-    for status, _, err in results:
-        assert status == 1
-        assert name in err
-        assert len(err.splitlines()) == 1
+    (status, _, err), (other, _, silence) = results
+    assert status == other == 1
+    assert name in err
+    assert len(err.splitlines()) == 1
+    assert silence == ""
 
 
 @pytest.mark.parametrize(
@@ -294,6 +295,24 @@ def test_an_error_that_is_not_the_connections_is_not_taken_for_it(group_of_one):
         raise RuntimeError("shapes do not fit")
     with pytest.raises(SystemExit, match="lost the other processes .Connection closed"), group_of_one.group([run]):
         raise RuntimeError("[/a/gloo/transport/tcp/pair.cc:1] Connection closed by peer [127.0.0.1]:1")
+
+
+@pytest.mark.slow
+def test_the_threads_of_the_group_end_with_it(tmp_path):
+    """One that outlived it and met the end of the interpreter would abort the process."""
+    (tmp_path / "group.py").write_text(
+        "import os, types, torch\n"
+        "from support import processes\n"
+        "with processes.group([types.SimpleNamespace(device=torch.device('cpu'))]):\n"
+        "    import torch._dynamo\n"
+        "    count = len(os.listdir('/proc/self/task'))\n"
+        "print(count, len(os.listdir('/proc/self/task')))\n"
+    )
+    places = dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    env = os.environ | places | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "group.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    during, after = map(int, run.stdout.split())
+    assert after < during - 1  # gloo's loop and its workers
 
 
 def test_torchrun_itself(tiny, tmp_path):
