@@ -1,4 +1,4 @@
-"""Data loaders, accuracy, timing and flags: what a script needs beside it. Copied together, the two train.
+"""Data loaders, accuracy, timing and flags: what each script needs. The two files together can train.
 
 Flags that read or write files, clean exits and the care for the data set's files are in support/.
 """
@@ -41,7 +41,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # a part of a batch has at least as many, by default twice that: handing over a smaller one costs its gain
+SAMPLES = 16  # at least, in a part of a batch, by default twice as many: to hand over fewer costs more than it gains
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -156,10 +156,10 @@ def in_parts(model: torch.nn.Module, args) -> None:
     Given two threads, `nn.LSTM` has them wait for each other some hundreds of times a step, and where another program
     has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
     `sgd` takes 7.8 ms, the tutorial's way 25 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
-    The digits depend on the parts, not on the number of threads. Without this call all works, on one thread.
+    The digits depend on the parts, not on the number of threads. Without this call everything works, on one thread.
     """
 
-    def prepare():  # what holds for one thread alone
+    def prepare():  # settings of a thread, not of the process
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
 
@@ -222,7 +222,7 @@ def report(seen: list[tuple[torch.Tensor, torch.Tensor]], names=range(10)) -> No
     """
     loss, _ = score(seen)
     if not math.isfinite(loss):
-        raise SystemExit("the test loss is not finite: the weights are too large to be of use; train or load others")
+        raise SystemExit("the test loss is not finite: these weights are unusable; train again or load another model")
     outputs, labels = (torch.cat(part).cpu() for part in zip(*seen))
     right = torch.bincount(labels[outputs.argmax(1) == labels], minlength=10).tolist()
     total = torch.bincount(labels, minlength=10).tolist()
@@ -297,7 +297,7 @@ class Run:
                 size, old = min(interval - done % interval, total - done, 16 if on_terminal else 256), len(self.trained)
                 yield itertools.islice(loader, size)
                 done += size
-                # Small tensors that stay among large ones that go fragment the heap: 8 GB more for 2 million images
+                # Small tensors that outlive the large ones around them fragment the heap: 8 GB for 2 million images
                 self.trained[old:] = [tuple(map(torch.cat, zip(*self.trained[old:])))]
                 if bar and bar.update(size):  # true when it was drawn: to score all that was trained takes a while
                     bar.set_postfix_str("loss {:.4f}, acc {:.4f}".format(*score(self.trained)))
@@ -395,7 +395,7 @@ def session(runs: list):
         for run in runs:
             run.threads = before[0] if PROCESSES == 1 else CORES  # for `in_parts`; torchrun asks torch for a single one
         if runs[0].device.type == "cpu":
-            # What one thread is enough for takes longer, and varies more, when cores share it: an MLP's small products.
+            # Small products, such as an MLP's, take longer, and vary more, when cores share them.
             torch.set_num_threads(1)
         try:
             yield
@@ -457,7 +457,7 @@ def device(name: str) -> torch.device:
             torch.ones(1, device=name).item()
         return torch.device(name)
     except Exception:  # each kind of device has its own way to say that it is not there
-        raise argparse.ArgumentTypeError(f"{name!r} is not a device of this machine; use auto or cpu") from None
+        raise argparse.ArgumentTypeError(f"{name!r} is not available on this machine; use auto or cpu") from None
 
 
 def parser(script: str, doc: str) -> Parser:
@@ -466,8 +466,8 @@ def parser(script: str, doc: str) -> Parser:
     p = Parser(prog=Path(script).name, description=doc, formatter_class=style, allow_abbrev=False)
     count, add, file = number(int, 1), p.add_argument, dict(type=Path, metavar="FILE")
     optimizers = ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"]
-    add("--optimizer", choices=optimizers, help="torch.optim's; all but --lr at its defaults")
-    add("--epochs", type=number(int, 0), metavar="N", help="default, here and below: the recipe's")
+    add("--optimizer", choices=optimizers, help="from torch.optim, with its defaults for all but --lr")
+    add("--epochs", type=number(int, 0), metavar="N", help="default, as for every setting: the recipe's")
     add("--batch-size", type=count, metavar="N", help="images per training step")
     add("--test-batch-size", type=count, metavar="N", help="images per step of evaluation")
     add("--lr", type=number(float, 5e-324, sys.float_info.max), metavar="RATE", help="learning rate")
@@ -502,7 +502,7 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
         processes.hush()
     args = p.parse_args(argv)
     if PROCESSES > 1 and getattr(args, "compile", False):
-        p.error("--compile goes with one process; omit it under torchrun")
+        p.error("--compile works in a single process only; omit it under torchrun")
     if PROCESSES > 1 and args.device.index is not None:
         p.error(f"--device {args.device} is one device; under torchrun each process takes its own: use --device cuda")
     names = list(recipes) if "all" in args.recipe else list(dict.fromkeys(args.recipe))
@@ -514,7 +514,7 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     if args.predict and (args.save_model or args.checkpoint or args.log):
         p.error("--predict trains nothing: leave out --save-model, --checkpoint and --log")
     if len(names) > 1 and (args.save_model or args.load_model or args.checkpoint):
-        p.error("--save-model, --load-model, --checkpoint and --predict go with one --recipe, not several")
+        p.error("--save-model, --load-model, --checkpoint and --predict need a single --recipe")
     if exits and (clash := files.clash(args)):
         p.error(clash)
     given = {name: value for name, value in vars(args).items() if value is not None}

@@ -84,7 +84,7 @@ class EquationsLSTM(nn.LSTM):
 
 
 def train(model, loader, criterion, optimizer):
-    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, from before each update."""
+    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, computed before each update."""
     model.train()
     seen = []
     for images, labels in loader:
@@ -153,12 +153,12 @@ def fit(args):
 def main(argv=None):
     """Train, or --predict; returns `(model, history)`, a list of such pairs for several recipes."""
     parser = common.parser(__file__, __doc__)
-    add = parser.add_argument
+    add, some = parser.add_argument, common.number(int, 1)
     add("--recipe", nargs="+", choices=[*RECIPES, "all"], default=["batch-first"], help="one or several, or all")
     add("--cell", choices=CELLS, default="lstm", help="equations: the LSTM written out from its gates")
-    add("--hidden", type=common.number(int, 1), metavar="N", help="units per layer")
-    add("--layers", type=common.number(int, 1), metavar="N", help="stacked")
-    add("--parts", type=common.number(int, 1), metavar="N", help="of a batch, a thread each (default: one per core)")
+    add("--hidden", type=some, metavar="N", help="units per layer")
+    add("--layers", type=some, metavar="N", help="stacked")
+    add("--parts", type=some, metavar="N", help="parts per batch, a thread each (default: one per core)")
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:

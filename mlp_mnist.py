@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 def train(model, loader, criterion, optimizer):
-    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, from before each update."""
+    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, computed before each update."""
     model.train()
     seen = []
     for images, labels in loader:

@@ -48,14 +48,10 @@ def distort(images, generator, strength=1.0, turn=10.0, scale=0.1, shift=1.5, wa
     `shift` pixels. The elastic warp (after Simard 2003) displaces a 5 × 5 grid of points, with a standard deviation of
     `warp` pixels, and interpolates smoothly between them.
     """
-
-    def uniform(most):
-        return (torch.rand(len(images), generator=generator) * 2 - 1) * most * strength
-
-    angle, slant = uniform(math.radians(turn)), uniform(math.radians(turn))
-    wide, high = 1 + uniform(scale), 1 + uniform(scale)
-    right, down = uniform(shift / 14), uniform(shift / 14)  # of half an image, the grid's unit
-    sin, cos = angle.sin(), angle.cos()
+    turn, shift = math.radians(turn), shift / 14  # half an image is the grid's unit
+    most = torch.tensor([turn, turn, scale, scale, shift, shift])[:, None]
+    angle, slant, wide, high, right, down = (torch.rand(6, len(images), generator=generator) * 2 - 1) * most * strength
+    sin, cos, wide, high = angle.sin(), angle.cos(), 1 + wide, 1 + high
     affine = torch.stack([wide * cos, slant - high * sin, right, wide * sin, high * cos, down], 1).view(-1, 2, 3)
     points = torch.randn(len(images), 2, 5, 5, generator=generator) * (strength * warp / 14)
     field = F.interpolate(points.to(images.device), 28, mode="bicubic", align_corners=True)
@@ -64,7 +60,7 @@ def distort(images, generator, strength=1.0, turn=10.0, scale=0.1, shift=1.5, wa
 
 
 def train(model, loader, criterion, optimizer, scheduler, average):
-    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, from before each update."""
+    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, computed before each update."""
     model.train()
     seen = []
     for images, labels in loader:
@@ -90,7 +86,7 @@ RECIPE = dict(
     optimizer="AdamW", test_batch_size=1000, epochs=8, smoothing=0.05, average=15, normalize=False, log_interval=0,
     logged=["epochs", "lines", "smoothing", "distortion", "average"],
 )  # fmt: skip
-# By the fewest epochs each is for: in a short run a small network gets further, and distortion only gets in the way
+# Each from that many epochs on; chosen on held-out training images
 LENGTHS = {
     1: dict(hidden=64, layers=1, lines=4, batch_size=256, lr=0.02, distortion=0.0),
     2: dict(hidden=128, layers=1, lines=2, batch_size=256, lr=0.01, distortion=0.6),
@@ -100,7 +96,7 @@ LENGTHS = {
 
 
 def recipe(args):
-    """The settings for `args.epochs`, for the default number where it is None or 0, on `args.device`."""
+    """The settings for `args.epochs` epochs, for the default number if that is None or 0, on `args.device`."""
     bf16 = args.device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # where it is fast
     return RECIPE | {"bf16": bf16} | LENGTHS[max(n for n in LENGTHS if n <= (args.epochs or RECIPE["epochs"]))]
 
@@ -117,9 +113,9 @@ def fit(args):
     transform = functools.partial(distort, strength=args.distortion) if args.distortion else None
     train_loader, test_loader = common.loaders(args, transform)
     steps = max(1, args.epochs * len(train_loader))
-    decay = max(0.0, 1 - args.average / steps) if args.average else 0.0
+    decay = max(0.0, 1 - (args.average or steps) / steps)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    average.module.to(args.device)  # in one block, as cuDNN wants an LSTM's weights; the copy is not
+    average.module.to(args.device)  # puts the copied weights of an LSTM into the one block that cuDNN wants
     criterion = nn.CrossEntropyLoss(label_smoothing=args.smoothing)
     optimizer = common.optimizer(model, args)
     scheduler = LambdaLR(optimizer, lambda step: min(5 * (step + 1) / steps, 1.25 * (1 - step / steps), 1.0))
@@ -140,17 +136,17 @@ def main(argv=None):
     parser.set_defaults(recipe=["modern"])
     add, some = parser.add_argument, common.number(int, 1)
     add("--hidden", type=some, metavar="N", help="units per layer and direction of each LSTM")
-    add("--layers", type=some, metavar="N", help="stacked")
+    add("--layers", type=some, metavar="N", help="stacked in each LSTM")
     add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
     add("--parts", type=some, metavar="N", help="parts per batch, a thread each (default: one per core)")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="strength, in training; 0: none")
-    add("--average", type=common.number(int, 0), metavar="N", help="test the mean over the last Nth; 0: none")
-    (run,) = common.parse(parser, argv, {"modern": recipe})
-    if run.normalize:
-        parser.error("--normalize is not for this network, which does so itself; leave it out")
-    with common.session([run]):
-        return common.predict(build(run), run) if run.predict else fit(run)
+    add("--average", type=common.number(int, 0), metavar="N", help="test weights averaged over the last 1/N; 0: off")
+    (args,) = common.parse(parser, argv, {"modern": recipe})
+    if args.normalize:
+        parser.error("this network normalizes its input itself; omit --normalize")
+    with common.session([args]):
+        return common.predict(build(args), args) if args.predict else fit(args)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def main():
                     print(f"round {turn}, {name}, {key}: {1000 * result['seconds']:.2f} ms per step", file=sys.stderr)
 
     middle = {key: statistics.median(time for time, _ in results) for key, results in seconds.items()}
-    print("| recipe | batch | parameters | ms per step, 1 process | 2 processes | 1 / 2 | bytes sent per step |")
+    print("| recipe | batch | parameters | ms per step, 1 process | 2 | speed-up, 1 → 2 | bytes sent per step |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     parameters = {}
     for name in args.recipe:

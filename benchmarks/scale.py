@@ -52,7 +52,7 @@ def main():
                     1e6 * seconds / (n + 10000 / 3)
                 )  # a test image costs a third of a training image's
                 memory[name, n].append(most)
-    print("| recipe | images | microseconds per image | of 60,000's | GiB at most | bytes of the set, GiB |")
+    print("| recipe | images | microseconds per image | relative to 60,000 images | peak memory, GiB | data set, GiB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, n in cost:
         ratio = statistics.median(cost[name, n]) / statistics.median(cost[name, 60000])

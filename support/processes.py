@@ -42,7 +42,7 @@ def group(runs: list):
         run.load_model = run.load_model if run.predict else None  # rank 0 hands on what it loads
     if device.type == "cuda":
         if torch.cuda.device_count() <= LOCAL_RANK:
-            raise SystemExit(f"rank {RANK} has no GPU of {torch.cuda.device_count()} here; lower --nproc-per-node")
+            raise SystemExit(f"rank {RANK} has no GPU ({torch.cuda.device_count()} here); lower --nproc-per-node")
         torch.cuda.set_device(LOCAL_RANK)
     try:
         backend, wait = dist.get_default_backend_for_device(device), timedelta(seconds=PATIENCE)
@@ -52,7 +52,7 @@ def group(runs: list):
         reason = (str(error).splitlines() or [""])[0]
         if not isinstance(error, dist.DistError) and "gloo" not in reason:
             raise
-        reason = re.sub(r"^\[.*?\] ", "", reason)  # gloo starts with a line of its own source
+        reason = re.sub(r"^\[.*?\] ", "", reason)  # gloo begins with a place in its source
         raise SystemExit(f"rank {RANK} stopped: it lost the other processes ({reason[:150]})") from None
     finally:
         if dist.is_initialized():
@@ -60,10 +60,10 @@ def group(runs: list):
 
 
 def meet(wait: timedelta) -> dist.Store:
-    """A store that the processes of this start have for themselves, once all are there.
+    """A store private to this start, ready once every process has joined.
 
     torchrun keeps one store over its restarts, in which a process would find the addresses of dead ones and wait for
-    them. So rank 0 calls with a word of its own, the others answer with theirs, and it names those that it heard.
+    them. So rank 0 publishes a token, the others answer it with theirs, and rank 0 lists the answers it has read.
     Raises RuntimeError after `wait`.
     """
     store, own, end = next(dist.rendezvous("env://", timeout=wait))[0], uuid.uuid4().hex, time.monotonic() + PATIENCE
@@ -81,7 +81,7 @@ def meet(wait: timedelta) -> dist.Store:
                 store.set(f"heard {own}", " ".join(answers))
                 return dist.PrefixStore(own, store)
         time.sleep(0.02)
-    raise dist.DistError(f"not all were there within {PATIENCE} seconds")
+    raise dist.DistError(f"not all processes joined within {PATIENCE} seconds")
 
 
 def share(batch: torch.Tensor, rank: int = RANK) -> torch.Tensor:
@@ -132,14 +132,14 @@ def agree(run) -> None:
     Raises SystemExit with one line where a process has other settings or data than rank 0.
     """
     settings = {name: value for name, value in run.settings.items() if name not in MAY_DIFFER}
-    settings |= {name: getattr(run.args, name) for name in ("epochs", "log_interval")}  # else some wait for ever
+    settings |= {name: getattr(run.args, name) for name in ("epochs", "log_interval")}  # or some would wait forever
     settings["data"] = checkpoint.fingerprint(run.train_loader, run.test_loader)
     everyone = [None] * WORLD
     dist.all_gather_object(everyone, settings)
     for rank, other in enumerate(everyone):
         for name, value in other.items():
             if value != everyone[0][name]:
-                line = f"{name} is {value} on rank {rank} and {everyone[0][name]} on rank 0; start all alike"
+                line = f"{name} is {value} on rank {rank} and {everyone[0][name]} on rank 0; use the same everywhere"
                 raise SystemExit(1 if LOCAL_RANK else line)  # once on each machine
     box = [None if RANK else checkpoint.state(run)]
     dist.broadcast_object_list(box)

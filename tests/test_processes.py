@@ -181,7 +181,7 @@ def test_processes_that_differ_are_refused(flags, name, tiny, small, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "line"),
-    [(["--compile"], "--compile goes with one process"), (["--epochs", "x"], "'x' is not an integer from 0")],
+    [(["--compile"], "--compile works in a single process only"), (["--epochs", "x"], "'x' is not an integer from 0")],
 )
 def test_a_bad_flag_is_refused(flags, line, capsys, group_of_one):
     with pytest.raises(SystemExit) as stopped:
