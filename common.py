@@ -1,4 +1,4 @@
-"""Data loaders, accuracy, timing and flags: what each script needs. The two files together can train.
+"""Data loaders, accuracy, timing and flags: what each script needs. A script and this file train on their own.
 
 Flags that read or write files, clean exits and the care for the data set's files are in support/.
 """

@@ -26,9 +26,7 @@ import lstm_mnist
 import mlp_mnist
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-SCRIPTS = {
-    name: ["mlp_mnist.py"] if name == "mlp" else ["lstm_mnist.py", "--recipe", name] for name in lstm_mnist.RECIPES
-}
+SCRIPTS = {name: ["lstm_mnist.py", "--recipe", name] for name in lstm_mnist.RECIPES}
 SCRIPTS["mlp"] = ["mlp_mnist.py"]
 SCRIPTS["modern"] = ["modern_mnist.py", "--batch-size", "60", "--no-bf16", "--lr", "0.0003", "--average", "2"]
 
@@ -426,12 +424,13 @@ def network(*command) -> subprocess.CompletedProcess:
 
 
 ADDRESSES = {"left": "10.77.0.1", "right": "10.77.0.2"}
+SPACES = {name: f"{name}-{os.getpid()}" for name in ADDRESSES}  # pytest-xdist runs several of these tests at once
 
 
 @pytest.fixture
 def on_machine(tmp_path):
     """Starts torchrun on one of two machines, `left` and `right`: network namespaces with a host name, and a cable."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0 or network("netns", "add", "left").returncode:
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or network("netns", "add", SPACES["left"]).returncode:
         pytest.skip("network namespaces are not allowed here")
     hosts = tmp_path / "hosts"
     hosts.write_text(
@@ -443,27 +442,28 @@ def on_machine(tmp_path):
         launch = f"--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint {ADDRESSES['left']}:29500 --"
         words = [sys.executable, "-m", "torch.distributed.run", *launch.split(), *map(str, flags)]
         inner = f"hostname {name} && mount --bind {hosts} /etc/hosts && exec {shlex.join(words)}"
-        command = ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", inner]
+        command = ["ip", "netns", "exec", SPACES[name], "unshare", "--uts", "--mount", "sh", "-c", inner]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(subprocess.Popen(command, **pipes))
         return processes[-1]
 
     try:
-        ends = ["link", "add", "cable", "netns", "left", "type", "veth", "peer", "cable", "netns", "right"]
-        done = [network("netns", "add", "right"), network(*ends)]
-        for name, address in ADDRESSES.items():
-            done.append(network("-n", name, "addr", "add", f"{address}/24", "dev", "cable"))
-            done += [network("-n", name, "link", "set", device, "up") for device in ("lo", "cable")]
+        left, right = (["cable", "netns", space] for space in SPACES.values())
+        ends = ["link", "add", *left, "type", "veth", "peer", *right]
+        done = [network("netns", "add", SPACES["right"]), network(*ends)]
+        for name, space in SPACES.items():
+            done.append(network("-n", space, "addr", "add", f"{ADDRESSES[name]}/24", "dev", "cable"))
+            done += [network("-n", space, "link", "set", device, "up") for device in ("lo", "cable")]
             # torchrun's own connection has no timeout: it ends when the kernel gives it up, by default after 15 minutes
             sysctl = ["sh", "-c", "echo 5 > /proc/sys/net/ipv4/tcp_retries2"]
-            done.append(network("netns", "exec", name, *sysctl))
+            done.append(network("netns", "exec", space, *sysctl))
         assert [each.returncode for each in done] == [0] * len(done), done
         yield start
     finally:
         for process in processes:
             process.kill()
-        for name in ADDRESSES:
-            network("netns", "del", name)
+        for space in SPACES.values():
+            network("netns", "del", space)
 
 
 @pytest.mark.slow
@@ -503,7 +503,7 @@ def test_a_cut_cable_ends_both_machines_with_a_line(on_machine, small):
     for process in processes:
         threading.Thread(target=read, args=[process], daemon=True).start()
     assert trained.wait(120)
-    network("-n", "left", "link", "set", "cable", "down")
+    network("-n", SPACES["left"], "link", "set", "cable", "down")
     for process in processes:
         err = process.stderr.read()
         assert process.wait() != 0
