@@ -15,8 +15,8 @@ def quit_at_once(*_) -> None:
     os._exit(130)
 
 
-# torchrun starts many processes, of which rank 0 speaks for all
-quiet = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"
+torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+quiet = torchrun and os.environ["LOCAL_RANK"] != "0"  # one process speaks for all that torchrun started on its machine
 program = Path(getattr(sys.modules["__main__"], "__file__", None) or "notebook").resolve()
 if program.parent == Path(__file__).resolve().parents[1] and program.name.endswith(("_mnist.py", "compare.py")):
     signal.signal(signal.SIGINT, quit_at_once)
@@ -60,6 +60,8 @@ def clean(args=None):
         remedy, saved = "no checkpoint was written (--checkpoint FILE)", getattr(args, "checkpoint", None)
         if saved and saved.exists():
             remedy = f"rerun the same command to resume from {saved}"
+        elif torchrun and os.environ["RANK"] != "0":
+            remedy = "what was saved is on rank 0's machine"
         if before.get(signal.SIGINT) is quit_at_once:
             before = {}  # the process ends here
         with contextlib.suppress(OSError):  # stderr may lead to a process that has ended, too

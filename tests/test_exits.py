@@ -137,6 +137,24 @@ def test_signals_inside_and_handlers_afterwards(number, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("rank", "local", "line"), [
+    (0, 0, "interrupted; no checkpoint was written (--checkpoint FILE)\n"),
+    (1, 1, ""),
+    (2, 0, "interrupted; what was saved is on rank 0's machine\n"),
+])  # fmt: skip
+def test_under_torchrun_one_process_per_machine_says_it(rank, local, line):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+os.environ.update(TORCHELASTIC_RUN_ID="test", RANK="{rank}", LOCAL_RANK="{local}")
+from support import exits
+with exits.clean():
+    signal.raise_signal(signal.SIGINT)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (130, line)
+
+
 @pytest.mark.parametrize("flag", ["-P", "-I"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_python_that_does_not_look_beside_the_script(script, flag):
