@@ -50,6 +50,33 @@ def test_steps_are_lines_from_top_to_bottom(lines, steps):
         assert torch.equal(pixels.view(28, 28), expected)
 
 
+def test_every_window_is_read_row_by_row_with_the_same_weights():
+    windows, x = modern_mnist.Windows(2, 5, 4, 3), torch.rand(3, 2, 10, 13)
+    out = windows(x)
+    assert out.shape == (3, 10, 3, 4)
+    for row in range(3):
+        for column in range(4):
+            window = x[:, :, 3 * row : 3 * row + 4, 3 * column : 3 * column + 4]
+            steps = torch.stack([window[:, :, k].transpose(1, 2).flatten(1) for k in range(4)])
+            _, (h_n, _) = windows.lstm(steps)
+            torch.testing.assert_close(out[:, :, row, column], torch.cat([*h_n], 1))
+
+
+def test_with_windows_rows_and_columns_are_those_of_their_map():
+    model = modern_mnist.RowsAndColumns(8, 1, 10, 1, windows=True)
+    seen = {}
+    for name in ("windows", "rows", "columns"):
+        getattr(model, name).register_forward_hook(
+            lambda _, inputs, out, name=name: seen.update({name: (inputs[0], out)})
+        )
+    model(torch.rand(5, 1, 28, 28)).sum().backward()
+    places = seen["windows"][1]
+    assert places.shape == (5, 8, 3, 3)
+    assert torch.equal(seen["rows"][0], places.permute(2, 0, 1, 3).flatten(2))
+    assert torch.equal(seen["columns"][0], places.permute(3, 0, 1, 2).flatten(2))
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
 def test_no_distortion_is_the_image_itself(images):
     torch.testing.assert_close(distort(images, torch.Generator(), 0.0), images, atol=1e-5, rtol=0)
 
@@ -121,17 +148,30 @@ def test_borders_are_continued_not_filled_with_grey():
 
 
 @pytest.mark.parametrize(
-    ("flags", "length"), [([], 8), (["1"], 1), (["2"], 2), (["3"], 2), (["7"], 4), (["8"], 8), (["100"], 8), (["0"], 8)]
+    ("flags", "length"),
+    [([], 8), (["1"], 1), (["2"], 2), (["3"], 2), (["7"], 4), (["8"], 8), (["31"], 8), (["100"], 32), (["0"], 8)],
 )
 def test_network_and_rate_follow_the_epochs(flags, length, monkeypatch):
     monkeypatch.setattr(modern_mnist, "fit", lambda args: args)
     args = modern_mnist.main(["--epochs", *flags] if flags else [])
+    assert args.windows is (length == 32)
     for name, value in modern_mnist.LENGTHS[length].items():
         assert getattr(args, name) == value
         own = {"lr": 0.5, "distortion": 0.25}.get(name, 7)
-        assert getattr(modern_mnist.main([f"--{name.replace('_', '-')}", str(own)]), name) == own
+        if name != "windows":
+            assert getattr(modern_mnist.main([f"--{name.replace('_', '-')}", str(own)]), name) == own
     model = modern_mnist.build(args)
     assert (model.rows.hidden_size, model.columns.num_layers, model.lines) == (args.hidden, args.layers, args.lines)
+
+
+def test_windows_are_a_flag_as_well(monkeypatch, capsys):
+    monkeypatch.setattr(modern_mnist, "fit", lambda args: args)
+    assert modern_mnist.main(["--epochs", "1", "--windows", "--lines", "1"]).windows is True
+    assert modern_mnist.main(["--epochs", "32", "--no-windows"]).windows is False
+    with pytest.raises(SystemExit) as stop:
+        modern_mnist.main(["--windows"])
+    assert stop.value.code == 2
+    assert "add --lines 1" in capsys.readouterr().err
 
 
 def test_a_short_runs_model_loads_by_the_flags_that_the_docstring_names(tiny, tmp_path, capsys):
@@ -171,8 +211,9 @@ def test_smoothing_is_of_the_loss_that_is_trained_alone(tiny, capsys):
     capsys.readouterr()
 
 
-def test_it_learns(small, capsys):
-    _, history = modern_mnist.main(["--data-dir", str(small), "--epochs", "2", "--batch-size", "128"])
+@pytest.mark.parametrize("flags", [[], ["--windows", "--lines", "1", "--hidden", "32", "--lr", "0.02"]])
+def test_it_learns(flags, small, capsys):
+    _, history = modern_mnist.main(["--data-dir", str(small), "--epochs", "2", "--batch-size", "128", *flags])
     assert history[-1]["valid_acc"] > 0.9
     capsys.readouterr()
 
@@ -234,6 +275,7 @@ def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(done, tiny, tmp_pat
         (["--hold-out", "50"], "hold_out was 0, now 50"),
         (["--distortion", "0.5"], "distortion was 0.6, now 0.5"),
         (["--average", "3"], "average was 15, now 3"),
+        (["--windows", "--lines", "1"], "windows was False, now True"),
     ],
 )
 def test_a_checkpoint_of_another_schedule_is_refused(flags, line, tiny, tmp_path, capsys):
@@ -305,11 +347,12 @@ def test_parts_decide_the_digits_and_threads_do_not(tiny, capsys):
     capsys.readouterr()
 
 
-def test_a_pasted_model_and_loop_train_with_torch_alone(small):
-    Model, train, test = pasted("modern_mnist.py", "RowsAndColumns", "train", "test")
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_pasted_model_and_loop_train_with_torch_alone(windows, small):
+    _, Model, train, test = pasted("modern_mnist.py", "Windows", "RowsAndColumns", "train", "test")
     (images, labels), (test_images, test_labels) = common.read(small)
     loader = DataLoader(TensorDataset(images[:2000, None] / 255, labels[:2000]), 64, shuffle=True)
-    model = Model(32, 1, 10)
+    model = Model(32, 1, 10, 1, windows)
     average, optimizer = AveragedModel(model), torch.optim.AdamW(model.parameters(), 0.01)
     scheduler = LambdaLR(optimizer, lambda step: 1 - step / (2 * len(loader)))
     losses = [
