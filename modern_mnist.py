@@ -28,7 +28,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 class Windows(nn.Module):
     """One LSTM reads each window of a map row by row: `(N, C, H, W)` to its final states, `(N, 2 * hidden, P, P)`.
 
-    The weights are shared between the windows, as those of a convolution are. ReNet (2015) reads patches likewise.
+    The weights are shared between the windows, as those of a convolution are. (ReNet, 2015, reads the
+    patches of a map one after another instead.)
     """
 
     def __init__(self, channels, hidden_dim, size, stride):
@@ -66,8 +67,7 @@ class RowsAndColumns(nn.Module):
         x = self.windows((x - 0.1307) / 0.3081)  # mean and standard deviation of the training pixels
         pooled = []
         for lstm, image in ((self.rows, x), (self.columns, x.mT)):
-            # (N, 1, 28, 28) to (N, 14, 2 * 28)
-            steps = image.transpose(1, 2).flatten(2).unflatten(1, (-1, self.lines)).flatten(2)
+            steps = image.transpose(1, 2).unflatten(1, (-1, self.lines)).flatten(2)  # (N, 1, 28, 28) to (N, 14, 2 * 28)
             out, (h_n, _) = lstm(steps.transpose(0, 1))  # (14, N, 2 * hidden), both directions side by side
             # The maximum over time (0.00) and the final state of each direction (-0.02): one of the two is enough
             pooled += [out.amax(0), h_n[-2], h_n[-1]]

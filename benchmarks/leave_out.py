@@ -41,19 +41,19 @@ WITHOUT = [*FLAGS, *DISTORTION, *MODEL, "one cycle"]
 class Without(modern_mnist.RowsAndColumns):
     """The network without its columns, its second direction, the maximum over time or the sequences' ends."""
 
-    def __init__(self, hidden_dim, n_layer, *shape, columns=True, directions=2, maximum=True, ends=True):
-        super().__init__(hidden_dim, n_layer, *shape)
+    def __init__(self, hidden_dim, n_layer, n_class, *shape, columns=True, directions=2, maximum=True, ends=True):
+        super().__init__(hidden_dim, n_layer, n_class, *shape)
         self.columns = self.columns if columns else None
         if directions == 1:
             self.rows, self.columns = (nn.LSTM(self.rows.input_size, hidden_dim, n_layer) for _ in range(2))
         self.maximum, self.ends, self.directions = maximum, ends, directions
-        self.classifier = nn.Linear((1 + columns) * directions * (maximum + ends) * hidden_dim, 10)
+        self.classifier = nn.Linear((1 + columns) * directions * (maximum + ends) * hidden_dim, n_class)
 
     def forward(self, x):
         x = self.windows((x - 0.1307) / 0.3081)
         pooled = []
         for lstm, image in [(self.rows, x), (self.columns, x.mT)][: 2 if self.columns else 1]:
-            steps = image.transpose(1, 2).flatten(2).unflatten(1, (-1, self.lines)).flatten(2)
+            steps = image.transpose(1, 2).unflatten(1, (-1, self.lines)).flatten(2)
             out, (h_n, _) = lstm(steps.transpose(0, 1))
             pooled += [out.amax(0)] * self.maximum + [*h_n[-self.directions :]] * self.ends
         return self.classifier(torch.cat(pooled, 1))
