@@ -4,8 +4,8 @@ python compare.py --seeds 5 "mlp_mnist.py --epochs 5" "lstm_mnist.py --recipe la
 python compare.py --seeds 5 --log runs.jsonl …       # keep the runs; the same again runs only what is missing
 python compare.py --log runs.jsonl --plot pictures   # no command: what that log holds, and runs.png
 
-Each command runs as it stands, in a process of its own, with --seed 1 to N. Of each pair of rows that share seeds the
-difference is paired by seed, with its 95 % interval (Student's t): where that contains 0, no difference is shown.
+Each command runs as it stands, in a process of its own, with --seed 1 to N. Each row is compared with the first, paired
+by seed, with a 95 % confidence interval (Student's t): where that contains 0, no difference is shown.
 """
 
 import common
@@ -58,7 +58,7 @@ def read(log: Path) -> list[list[dict]]:
             runs.setdefault(run_of(record), {}).setdefault(record["epoch"], record)  # the same epoch twice is one
     if odd:
         few = ", ".join(map(str, odd[:5])) + (" …" if len(odd) > 5 else "")
-        print(f"{log}: left out what is not the record of an epoch: line {few}", file=sys.stderr)
+        print(f"{log}: skipped what is not an epoch's record: line {few}", file=sys.stderr)
     return [[epochs[k] for k in sorted(epochs)] for epochs in runs.values()]
 
 
@@ -103,7 +103,7 @@ def group(runs: list[list[dict]]) -> dict[str, list[list[dict]]]:
 
 def value(run: list[dict], metric: str, best: bool) -> float:
     """A run's metric: of its last epoch, or of its best one; accuracies in percent."""
-    values = [record[metric] * (100 if metric.endswith("acc") else 1) for record in run]
+    values = [record[metric] * SCORES[metric][1] for record in run]
     return (max(values) if metric.endswith("acc") else min(values)) if best else values[-1]
 
 
@@ -160,8 +160,7 @@ def show(rows: list[dict], form: str, metric: str, best: bool) -> str:
         writer.writeheader()
         writer.writerows(rows)
         return out.getvalue().rstrip()
-    what = {"valid_acc": "test accuracy, %", "train_acc": "training accuracy, %", "valid_loss": "test loss"}
-    what = what.get(metric, metric.replace("_", " ")) + (", best epoch" if best else "")
+    what = SCORES[metric][0] + (", best epoch" if best else "")
     lines = [["", "seeds", "parameters", "epochs", f"{what}: mean ± sd (min to max)"]]
     lines[0] += ["difference from the first row (95 %)", "s per epoch"]
     lines += [cells(row, metric) for row in rows]
@@ -172,7 +171,7 @@ def show(rows: list[dict], form: str, metric: str, best: bool) -> str:
         widths = [max(map(len, column)) for column in zip(*lines)]
         text = ["  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip() for line in lines]
     if best and metric.startswith("valid"):
-        text += ["", "The best epoch was picked by looking at the test set: these figures are too good."]
+        text += ["", "The best epoch was picked by looking at the test set: these figures are optimistic."]
     return "\n".join(text)
 
 
@@ -211,7 +210,7 @@ def run(command: str, seed: int, log: Path, threads: int, children: set) -> list
     try:
         (epochs,) = read(Path(f"{kept}.jsonl"))
     except (SystemExit, ValueError):
-        raise Failed("trained nothing; a command is one of the scripts with at least one epoch") from None
+        raise Failed("trained nothing; name one of the scripts, with at least one epoch") from None
     records.append(log, [{**record, "command": command} for record in epochs])
     for file in (f"{kept}.pt", f"{kept}.jsonl"):
         Path(file).unlink()
@@ -266,7 +265,7 @@ def main(argv=None) -> list[dict]:
     add("--jobs", type=count, default=1, metavar="J", help="runs side by side, sharing the cores (default: 1)")
     add("--log", type=Path, metavar="FILE", help="keep the runs there (default: a new temporary file)")
     add("--metric", choices=SCORES, default="valid_acc", help="default: valid_acc, the test accuracy")
-    add("--best", action="store_true", help="of the best epoch instead of the last")
+    add("--best", action="store_true", help="each run's best epoch instead of its last")
     add("--format", choices=("text", "markdown", "csv", "json"), default="text")
     add("--plot", type=Path, metavar="DIR", help="write runs.png there")
     args = parser.parse_args(argv)
@@ -280,23 +279,24 @@ def main(argv=None) -> list[dict]:
         if not words:
             parser.error("a command is empty; leave it out")
         if taken := {"--seed", "--log", "--checkpoint"} & words:
-            parser.error(f"{command}: leave out {', '.join(sorted(taken))}; a comparison sets that itself")
+            parser.error(f"{command}: leave out {', '.join(sorted(taken))}; compare.py sets that itself")
     log = args.log or Path(tempfile.mkstemp(prefix="compare-", suffix=".jsonl")[1])
     well = True
-    with exits.clean(SimpleNamespace(checkpoint=log)):
+    resume = "rerun the same command" if args.log else f"rerun with --log {log}"
+    with exits.clean(SimpleNamespace(checkpoint=log, resume=resume)):
         if args.plot:
             files.check_plot(args.plot, ["runs.png"])
         try:
             if args.commands:
                 files.check_writable(log, appended=True)
-                print(f"{log}: the runs are kept here", file=sys.stderr)
+                print(f"saving the runs to {log}", file=sys.stderr)
                 with files.lock(log):
                     log.touch()
                     well = train(args, log)
         finally:
             rows = report(args, log)
             if args.commands:
-                print(f"{log}: has the runs", file=sys.stderr)
+                print(f"the runs are in {log}", file=sys.stderr)
     if not well:
         raise SystemExit(1)
     return rows
@@ -309,8 +309,10 @@ def report(args, log: Path) -> list[dict]:
         seeds = range(args.first_seed, args.first_seed + args.seeds)
         runs = [epochs for epochs in runs if epochs[0].get("command") in args.commands and epochs[0]["seed"] in seeds]
         runs.sort(key=lambda epochs: args.commands.index(epochs[0]["command"]))
-    if not runs:
-        raise SystemExit(f"{log}: has no run in it; make one with --log {log}")
+    if not runs and not args.commands:
+        raise SystemExit(f"{log}: contains no runs; name commands to run, too")
+    if not runs:  # why has been said
+        return []
     groups = group(runs)
     rows = table(groups, args.metric, args.best)
     print(show(rows, args.format, args.metric, args.best), flush=True)

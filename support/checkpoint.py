@@ -20,7 +20,13 @@ import torch
 from support import files
 
 PARTS = {"model", "optimizer", "random", "run", "history"}
-SCORES = ("train_loss", "train_acc", "valid_loss", "valid_acc", "seconds")
+SCORES = {  # of an epoch: what a reader calls it, and the factor to the unit in that name
+    "train_loss": ("training loss", 1),
+    "train_acc": ("training accuracy, %", 100),
+    "valid_loss": ("test loss", 1),
+    "valid_acc": ("test accuracy, %", 100),
+    "seconds": ("s per epoch", 1),
+}
 
 
 def fingerprint(*loaders) -> str:
@@ -157,8 +163,9 @@ def resume(path: Path, run) -> None:
         def free(record, *names):  # what a resumed run may change
             return {name: type(run.settings[name])(record[name]) for name in names if name in run.settings}
 
-        moved = settings["processes"] != run.settings["processes"]  # which decide how many parts there are
-        own = {"run": str(settings["run"]), **free(settings, "device", "processes", *["parts"] * moved)}
+        moved = any(settings[name] != run.settings[name] for name in ("device", "processes"))
+        follow = ["parts", "bf16"] if moved else []  # their defaults depend on both
+        own = {"run": str(settings["run"]), **free(settings, "device", "processes", *follow)}
         check(settings, {**run.settings, **own}, "run")  # first what was asked for, then what follows from it
         check(saved["model"], dict(run.model.state_dict()), "model")
         if run.average:
@@ -169,13 +176,14 @@ def resume(path: Path, run) -> None:
             parameter.grad = torch.zeros_like(parameter)
         probe.step()
         check(saved["optimizer"], probe.state_dict(), "optimizer")
+        changing = ["device", "processes", "parts", "bf16"]
         for epoch, record in enumerate(history):
             scores = {name: record[name] for name in SCORES}
             if not all(type(value) is float and math.isfinite(value) for value in scores.values()):
                 raise ValueError("its scores are not finite numbers")
-            own = free(record, "device", "processes", "parts")
+            own = free(record, *changing)
             check(record, {**settings, **own, "epoch": epoch, **scores}, "history")
         if not history:
             raise ValueError("it has no epoch")
-        now = free(run.settings, "device", "processes", "parts")
+        now = free(run.settings, *changing)
         restore(run, {**saved, "run": {**settings, **now}})

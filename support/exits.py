@@ -59,7 +59,7 @@ def clean(args=None):
         how, status = error.args or ways[signal.SIGINT]
         remedy, saved = "no checkpoint was written (--checkpoint FILE)", getattr(args, "checkpoint", None)
         if saved and saved.exists():
-            remedy = f"rerun the same command to resume from {saved}"
+            remedy = f"{getattr(args, 'resume', 'rerun the same command')} to resume from {saved}"
         elif torchrun and os.environ["RANK"] != "0":
             remedy = "what was saved is on rank 0's machine"
         if before.get(signal.SIGINT) is quit_at_once:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from support import files
+from support.checkpoint import SCORES
 
 # Okabe and Ito's colours, which colour-blind people tell apart; each comes with a marker of its own
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
@@ -115,7 +116,7 @@ def comparison(groups: dict[str, list], metric: str = "valid_acc") -> Figure:
     """
     figure = Figure(figsize=(12.5, 4.8), layout="constrained")
     by_epoch_axes, by_time = figure.subplots(1, 2, sharey=True)
-    factor, label = (100, "test accuracy, %") if metric == "valid_acc" else (1, metric.replace("_", " "))
+    label, factor = SCORES[metric]
     ends = []
     for k, (name, runs) in enumerate(groups.items()):
         look = dict(color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], markersize=4)

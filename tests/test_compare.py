@@ -42,7 +42,7 @@ def test_a_log_is_read_run_by_run_and_each_epoch_once(tmp_path, capsys):
     log.write_text(log.read_text() * 2 + '{"cut')
     found = compare.read(log)
     assert [[r["epoch"] for r in run] for run in found] == [[0, 1], [0, 1], [0]]
-    assert capsys.readouterr().err == f"{log}: left out what is not the record of an epoch: line 11\n"
+    assert capsys.readouterr().err == f"{log}: skipped what is not an epoch's record: line 11\n"
 
 
 ODD = [
@@ -63,7 +63,7 @@ def test_what_is_not_a_record_is_left_out(line, tmp_path, capsys):
     log = write(tmp_path / "a.jsonl", runs({1: [0.5]}))
     log.write_text(log.read_text() + line + "\n")
     assert len(compare.read(log)) == 1
-    assert capsys.readouterr().err == f"{log}: left out what is not the record of an epoch: line 2\n"
+    assert capsys.readouterr().err == f"{log}: skipped what is not an epoch's record: line 2\n"
 
 
 @pytest.mark.parametrize("content", [None, "", "no json\n", '{"epoch": 1}\n', b"\xff\xfe\x00"])
@@ -179,6 +179,17 @@ def test_the_picture_has_means_bands_and_names_at_the_ends():
     assert {text.get_color() for text in by_time.texts} == {line.get_color() for line in by_time.lines}
 
 
+def test_the_picture_has_the_tables_name_and_unit_of_each_metric():
+    groups = compare.group(runs({1: [0.5, 0.9]}))
+    for metric, end, label in (("train_acc", 90, "training accuracy, %"), ("valid_loss", 0.2, "test loss")):
+        axes = plots.comparison(groups, metric).axes[0]
+        assert axes.get_ylabel() == label
+        assert axes.lines[0].get_ydata()[-1] == pytest.approx(end)
+        (row,) = compare.table(groups, metric, best=False)
+        assert row["mean"] == pytest.approx(end)
+        assert label in compare.show([row], "text", metric, best=False)
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
@@ -224,6 +235,38 @@ def test_commands_run_once_and_a_failing_one_is_named(tiny, tmp_path, capsys):
     assert row["mean"] == 100 * history[-1]["valid_acc"]  # as the command gives alone
     assert [file.name for file in tmp_path.iterdir()] == ["runs.jsonl"]
     capsys.readouterr()
+
+
+def test_a_log_without_runs(tmp_path):
+    with pytest.raises(SystemExit, match=r"e\.jsonl: contains no runs; name commands to run, too$"):
+        compare.main(["--log", str(write(tmp_path / "e.jsonl"))])
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_the_end_of_a_comparison_without_a_finished_run(logged, tmp_path, monkeypatch, capsys):
+    """Why it ended is what it says, with a way to resume that works."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def interrupted(args, log):
+        raise KeyboardInterrupt
+
+    log = tmp_path / "l.jsonl"
+    argv = ["true", "--seeds", "1", *(["--log", str(log)] if logged else [])]
+    with pytest.raises(SystemExit) as end:
+        compare.main(argv)
+    assert end.value.code == 1
+    assert "true, seed 1: failed: " in capsys.readouterr().err
+    monkeypatch.setattr(compare, "train", interrupted)
+    with pytest.raises(SystemExit) as end:
+        compare.main(argv)
+    assert end.value.code == 130
+    *_, last = capsys.readouterr().err.splitlines()
+    if logged:
+        assert last == f"interrupted; rerun the same command to resume from {log}"
+    else:
+        log = last.removeprefix("interrupted; rerun with --log ").partition(" ")[0]
+        assert last == f"interrupted; rerun with --log {log} to resume from {log}"
+        assert log.startswith(str(tmp_path / "compare-"))
 
 
 @pytest.mark.slow

@@ -76,6 +76,24 @@ def test_checkpoint_holds_the_random_states_and_loads_weights_only(tiny, tmp_pat
     capsys.readouterr()
 
 
+def test_a_run_moves_to_another_device_with_that_devices_defaults(tiny, tmp_path, capsys):
+    """Parts, and bfloat16 in modern_mnist.py, follow the device unless a flag decides them."""
+    file, flags = tmp_path / "c.pt", ["--recipe", "last-hidden", "--data-dir", str(tiny), "--batch-size", "64"]
+    flags += ["--checkpoint", str(file)]
+    lstm_mnist.main([*flags, "--parts", "2", "--epochs", "1"])
+    with pytest.raises(SystemExit, match="parts was 2, now 1"):
+        lstm_mnist.main([*flags, "--parts", "1", "--epochs", "2"])
+    content = torch.load(file, weights_only=True)
+    for record in (content["run"], *content["history"]):
+        record.update(device="cuda", parts=1, bf16=True)
+    torch.save(content, file)
+    _, history = lstm_mnist.main([*flags, "--parts", "2", "--epochs", "2"])
+    assert [(r["device"], r["parts"], r["bf16"]) for r in history] == [("cuda", 1, True), ("cpu", 2, False)]
+    _, history = lstm_mnist.main([*flags, "--parts", "2", "--epochs", "3"])  # with a history of both
+    assert len(history) == 3
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_run_says_how_to_go_on_and_does(signum, status, tiny, tmp_path):
     flags = ["--data-dir", tiny, "--batch-size", 1]  # so that an epoch takes some time
