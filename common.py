@@ -41,16 +41,17 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # at least, in a part of a batch, by default twice as many: to hand over fewer costs more than it gains
+SAMPLES = 16  # the fewest in a part of a batch, by default twice as many: handing over fewer costs more than it gains
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
 class Loader:
     """Batches `(images (B, 1, 28, 28) float32, labels (B,) int64)` of a data set that lives on the device as bytes.
 
-    With a generator each pass is in a new random order, without one in the given order; the last batch may be short.
-    Values are those of `ToTensor()`, and of `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images,
-    generator)`, if given, is applied to hundreds of images at a time.
+    The data set is `images` `(N, 28, 28)` uint8 and `labels` `(N,)` int64. With a generator each pass is in a new
+    random order, without one in the given order; the last batch may be short. Values are those of `ToTensor()`, and of
+    `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images, generator)`, if given, turns some hundreds of
+    images `(M, 1, 28, 28)` at a time into as many others.
     """
 
     def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
@@ -71,8 +72,8 @@ class Loader:
 
 
 def to_float(images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-    """Bytes `(N, 28, 28)` as float32 `(N, 1, 28, 28)`, from 0 to 1, or from -1 to 1 if `normalize`."""
-    images = images[:, None].float().div_(255)
+    """Pixels `(N, 28, 28)` from 0 to 255 as float32 `(N, 1, 28, 28)` from 0 to 1, or from -1 to 1 if `normalize`."""
+    images = images[:, None].to(torch.float32, copy=True).div_(255)
     return images.sub_(0.5).div_(0.5) if normalize else images
 
 
@@ -156,8 +157,11 @@ def in_parts(model: torch.nn.Module, args) -> None:
     Given two threads, `nn.LSTM` has them wait for each other some hundreds of times a step, and where another program
     has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
     `sgd` takes 7.8 ms, the tutorial's way 25 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
-    The digits depend on the parts, not on the number of threads. Without this call everything works, on one thread.
+    Results depend on the parts, not on the number of threads. Without this call everything works, on one thread.
     """
+    if args.parts == 1:
+        return
+    forward, parameters = model.forward, list(model.parameters())
 
     def prepare():  # settings of a thread, not of the process
         torch.set_num_threads(1)
@@ -182,9 +186,7 @@ def in_parts(model: torch.nn.Module, args) -> None:
         parts = images.chunk(min(args.parts, max(1, len(images) // SAMPLES)))
         return Parts.apply(on_threads, forward, torch.is_grad_enabled(), parts, *parameters)
 
-    forward, parameters = model.forward, list(model.parameters())
-    if args.parts > 1:
-        model.forward = forward_in_parts
+    model.forward = forward_in_parts
 
 
 def in_processes(model: torch.nn.Module, loader: Loader) -> torch.nn.Module:
@@ -277,12 +279,12 @@ class Run:
         return loss, accuracy
 
     def epochs(self):
-        """The numbers of the epochs that are still to be trained; the clock of each starts here."""
+        """Once per epoch that is still to be trained; its clock starts here."""
         while len(self.history) < self.args.epochs:
             self.start, self.trained = time.perf_counter(), []
             if "opening" in self.args:
                 say(self.fill(self.args.opening))
-            yield len(self.history)
+            yield
 
     def batches(self):
         """The training batches of an epoch in pieces; between two pieces lines are printed and the bar moves.
@@ -297,9 +299,10 @@ class Run:
                 size, old = min(interval - done % interval, total - done, 16 if on_terminal else 256), len(self.trained)
                 yield itertools.islice(loader, size)
                 done += size
-                # Small tensors that outlive the large ones around them fragment the heap: 8 GB for 2 million images
+                # Small tensors that outlive the large ones around them fragment the heap: 10.3 GiB instead of 2.4 for 2
+                # million images (benchmarks/scale.py)
                 self.trained[old:] = [tuple(map(torch.cat, zip(*self.trained[old:])))]
-                if bar and bar.update(size):  # true when it was drawn: to score all that was trained takes a while
+                if bar and bar.update(size):  # true if it was redrawn; scoring all that was trained is slow
                     bar.set_postfix_str("loss {:.4f}, acc {:.4f}".format(*score(self.trained)))
                 if self.args.log_interval and done % interval == 0:
                     if bar:
@@ -432,11 +435,9 @@ class Parser(argparse.ArgumentParser):
         super().exit(status, message)
 
 
-def number(kind: type, least: float, most: float = 2**31 - 1):
-    """An argparse type: an int or a float from `least` to `most`."""
-    wanted = f"{'an integer' if kind is int else 'a number'} from {least} to {most}"
-    if most == sys.float_info.max:
-        wanted = "a number above 0, such as 0.01"
+def number(kind: type, least: float, most: float = 2**31 - 1, wanted: str | None = None):
+    """An argparse type: an int or a float from `least` to `most`, or as `wanted` says."""
+    wanted = wanted or f"{'an integer' if kind is int else 'a number'} from {least} to {most}"
 
     def parse(text: str):
         with contextlib.suppress(ValueError):
@@ -460,28 +461,33 @@ def device(name: str) -> torch.device:
         raise argparse.ArgumentTypeError(f"{name!r} is not available on this machine; use auto or cpu") from None
 
 
-def parser(script: str, doc: str) -> Parser:
-    """A parser with the flags that all scripts share, for a script's `__file__` and `__doc__`."""
+def parser(script: str, doc: str, normalize: bool = True) -> Parser:
+    """A parser with the flags that all scripts share, for a script's `__file__` and `__doc__`.
+
+    Without `--normalize` for a network that normalizes its input itself.
+    """
     style = argparse.RawDescriptionHelpFormatter
     p = Parser(prog=Path(script).name, description=doc, formatter_class=style, allow_abbrev=False)
     count, add, file = number(int, 1), p.add_argument, dict(type=Path, metavar="FILE")
     optimizers = ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"]
     add("--optimizer", choices=optimizers, help="from torch.optim, with its defaults for all but --lr")
-    add("--epochs", type=number(int, 0), metavar="N", help="default, as for every setting: the recipe's")
+    add("--epochs", type=number(int, 0), metavar="N", help="how many (default, as for every setting: the recipe's)")
     add("--batch-size", type=count, metavar="N", help="images per training step")
     add("--test-batch-size", type=count, metavar="N", help="images per step of evaluation")
-    add("--lr", type=number(float, 5e-324, sys.float_info.max), metavar="RATE", help="learning rate")
+    rate = number(float, 5e-324, sys.float_info.max, "a number above 0, such as 0.01")
+    add("--lr", type=rate, metavar="RATE", help="learning rate")
     add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
-    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="a torchvision root (default: data/ here)")
+    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="torchvision root (default: the scripts' data/)")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in training")
-    add("--normalize", action=argparse.BooleanOptionalAction, help="pixels from -1 to 1 instead of 0 to 1")
+    if normalize:
+        add("--normalize", action=argparse.BooleanOptionalAction, help="pixels from -1 to 1 instead of 0 to 1")
     add("--dry-run", action="store_true", help="one batch of training, one of test")
     add("--hold-out", type=number(int, 0), default=0, metavar="N", help="test on the last N training images instead")
     add("--log-interval", type=number(int, 0), metavar="N", help="the recipe's line every N steps; 0: never")
     add("--save-model", **file, help="write the trained state_dict")
-    add("--load-model", **file, help="start from it; with --epochs 0: evaluate it")
+    add("--load-model", **file, help="start from these weights; with --epochs 0, evaluate them")
     add("--checkpoint", **file, help="saved after each epoch; rerun to resume from it")
     add("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
     add("--log", **file, help="append one JSON object per epoch")
@@ -514,12 +520,12 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     if args.predict and (args.save_model or args.checkpoint or args.log):
         p.error("--predict trains nothing: leave out --save-model, --checkpoint and --log")
     if len(names) > 1 and (args.save_model or args.load_model or args.checkpoint):
-        p.error("--save-model, --load-model, --checkpoint and --predict need a single --recipe")
+        p.error("--save-model, --load-model, --checkpoint and --predict work with one --recipe only")
     if exits and (clash := files.clash(args)):
         p.error(clash)
     given = {name: value for name, value in vars(args).items() if value is not None}
     tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
-    usual = vars(args) | {"bf16": False}
+    usual = {"normalize": False} | vars(args) | {"bf16": False}
     runs = [argparse.Namespace(**usual | table | given | {"recipe": name}) for name, table in zip(names, tables)]
     for run in runs:
         run.script, run.epochs = p.prog, min(run.epochs, 1) if run.dry_run else run.epochs

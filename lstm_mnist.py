@@ -154,11 +154,17 @@ def main(argv=None):
     """Train, or --predict; returns `(model, history)`, a list of such pairs for several recipes."""
     parser = common.parser(__file__, __doc__)
     add, some = parser.add_argument, common.number(int, 1)
-    add("--recipe", nargs="+", choices=[*RECIPES, "all"], default=["batch-first"], help="one or several, or all")
-    add("--cell", choices=CELLS, default="lstm", help="equations: the LSTM written out from its gates")
+    add(
+        "--recipe",
+        nargs="+",
+        choices=[*RECIPES, "all"],
+        default=["batch-first"],
+        help="one, several or all (default: batch-first)",
+    )
+    add("--cell", choices=CELLS, default="lstm", help="default: lstm; equations: the LSTM written out from its gates")
     add("--hidden", type=some, metavar="N", help="units per layer")
-    add("--layers", type=some, metavar="N", help="stacked")
-    add("--parts", type=some, metavar="N", help="parts per batch, a thread each (default: one per core)")
+    add("--layers", type=some, metavar="N", help="stacked LSTM layers")
+    add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in N parts, side by side")
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:

@@ -1,4 +1,4 @@
-"""A feed-forward network reads MNIST: 784 → 256 → 256 → 10, with ReLU, as its tutorial does (docs/tutorials.md).
+"""A feed-forward network for MNIST: 784 → 256 → 256 → 10, with ReLU, as its tutorial does (docs/tutorials.md).
 
 python mlp_mnist.py                                  # SGD 0.01, batches of 20, 30 epochs
 python mlp_mnist.py --epochs 5 --lr 0.1              # any entry of the recipe can be overridden

@@ -6,11 +6,12 @@ python modern_mnist.py --epochs 0 --load-model m.pth --hidden 64 --layers 1 --li
 python modern_mnist.py --hold-out 10000 --lr 0.01    # to tune: test on the last training images
 
 Test accuracy: 98.27 ± 0.09 % after 1 epoch and 2.5 s, 99.13 ± 0.04 after 2 and 16 s (n = 10), 99.56 ± 0.04 after 16
-and 254 s (n = 5); AMD EPYC, 2 cores, torch 2.14.1; `python benchmarks/clock.py --log clock.jsonl`, docs/accuracy.md.
+and 254 s (n = 5); AMD EPYC, 2 cores, torch 2.14.1; `python benchmarks/clock.py --log c.jsonl --seeds 10`.
 
-A comment such as "+0.12" is the points of accuracy that an ingredient brings: what leaving it out costs after 4 epochs,
-on held-out images (n = 3, `python benchmarks/leave_out.py --log l.jsonl`). All intervals but one contain 0.
 """
+
+# A comment such as "+0.12" is the points of accuracy that an ingredient brings: what leaving it out costs after 4
+# epochs, on held-out images (n = 3, `python benchmarks/leave_out.py --log l.jsonl`). All intervals but one contain 0.
 
 import common  # first: from here on Ctrl-C ends in one line, also while torch is being imported
 
@@ -28,8 +29,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 class Windows(nn.Module):
     """One LSTM reads each window of a map row by row: `(N, C, H, W)` to its final states, `(N, 2 * hidden, P, P)`.
 
-    The weights are shared between the windows, as those of a convolution are. (ReNet, 2015, reads the
-    patches of a map one after another instead.)
+    The map is square; P is (H - size) // stride + 1. The weights are shared between the windows, as those of a
+    convolution are. (ReNet, 2015, reads the patches of a map one after another instead.)
     """
 
     def __init__(self, channels, hidden_dim, size, stride):
@@ -47,7 +48,8 @@ class Windows(nn.Module):
 class RowsAndColumns(nn.Module):
     """Rows and columns, several per time step, each read in both directions: `(N, 1, 28, 28)` to `(N, 10)`.
 
-    With `windows` two LSTMs first turn the image into a map of 3 × 3 places; its rows and columns are then read.
+    With `windows` two LSTMs first turn the image into a map of 3 × 3 places; its rows and columns are then read, one
+    per time step (`lines=1`).
     """
 
     def __init__(self, hidden_dim, n_layer, n_class, lines=2, windows=False):
@@ -69,7 +71,7 @@ class RowsAndColumns(nn.Module):
         for lstm, image in ((self.rows, x), (self.columns, x.mT)):
             steps = image.transpose(1, 2).unflatten(1, (-1, self.lines)).flatten(2)  # (N, 1, 28, 28) to (N, 14, 2 * 28)
             out, (h_n, _) = lstm(steps.transpose(0, 1))  # (14, N, 2 * hidden), both directions side by side
-            # The maximum over time (0.00) and the final state of each direction (-0.02): one of the two is enough
+            # The maximum over time (0.00) and the final state of each direction (-0.02): no gain shown from having both
             pooled += [out.amax(0), h_n[-2], h_n[-1]]
         return self.classifier(torch.cat(pooled, 1))
 
@@ -116,8 +118,8 @@ def test(model, loader):
 
 
 RECIPE = dict(
-    optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15, normalize=False,
-    log_interval=0, logged=["epochs", "windows", "lines", "smoothing", "distortion", "average"],
+    optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15, log_interval=0,
+    logged=["epochs", "windows", "lines", "smoothing", "distortion", "average"],
 )  # fmt: skip
 # Each from that many epochs on; chosen on held-out training images
 LENGTHS = {
@@ -170,22 +172,20 @@ def fit(args):
 
 def main(argv=None):
     """Train, or --predict; returns `(model, history)`."""
-    parser = common.parser(__file__, __doc__)
+    parser = common.parser(__file__, __doc__, normalize=False)  # the network does that itself
     parser.set_defaults(recipe=["modern"])
     add, some = parser.add_argument, common.number(int, 1)
     add("--hidden", type=some, metavar="N", help="units per layer and direction of each LSTM")
-    add("--layers", type=some, metavar="N", help="stacked in each LSTM")
+    add("--layers", type=some, metavar="N", help="layers of each LSTM")
     add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
-    add("--windows", action=argparse.BooleanOptionalAction, help="two LSTMs read windows of the image first")
-    add("--parts", type=some, metavar="N", help="parts per batch, a thread each (default: one per core)")
+    add("--windows", action=argparse.BooleanOptionalAction, help="read windows of the image first (from 32 epochs on)")
+    add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in N parts, side by side")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="strength, in training; 0: none")
     add("--average", type=common.number(int, 0), metavar="N", help="test weights averaged over the last 1/N; 0: off")
     (args,) = common.parse(parser, argv, {"modern": recipe})
-    if args.normalize:
-        parser.error("this network normalizes its input itself; omit --normalize")
     if args.windows and args.lines != 1:
-        parser.error("--windows makes 3 × 3 places of an image, read one line at a time; add --lines 1")
+        parser.error("--windows turns an image into a map of 3 × 3 places, read one line at a time; add --lines 1")
     with common.session([args]):
         return common.predict(build(args), args) if args.predict else fit(args)
 

@@ -87,7 +87,7 @@ def check_writable(path: Path, appended: bool = False) -> None:
                 fill(trial, bytes(1 << 20))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SystemExit(f"{path}: cannot be written ({reason}); name a place that can") from None
+        raise SystemExit(f"{path}: cannot be written ({reason}); choose a path that can be") from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Pictures only: digits, curves, confusion, mistakes, predictions."""
+"""What `--plot` draws: samples, curves, confusion, mistakes, predictions, a comparison."""
 
 import io
 import itertools

@@ -17,7 +17,8 @@ JPEG_PIXELS = 400_000_000
 def main(model: torch.nn.Module, args, to_float, names: list[str]) -> None:
     """Print `path: 7 (0.998)` for each picture of `--predict`, on stderr what is wrong with it; draw them for `--plot`.
 
-    `to_float` makes of bytes `(1, 28, 28)` what the model was trained on. Raises SystemExit(1) if one has no answer.
+    `to_float` turns pixels `(1, 28, 28)` from 0 to 255 into what the model was trained on. Raises SystemExit(1) if one
+    has no answer.
     """
     checkpoint.load_model(args.load_model, model)
     model.eval()
@@ -28,7 +29,7 @@ def main(model: torch.nn.Module, args, to_float, names: list[str]) -> None:
             with torch.no_grad():
                 probability = model(to_float((image[None] * 255).to(device))).softmax(1)[0].cpu()
             if not probability.isfinite().all():
-                raise ValueError("the model's answer is not a number, its weights are of no use")
+                raise ValueError("the model's output is not finite; its weights are unusable")
         except Exception as error:  # a broken file can raise anything that its decoder does
             reason = (str(error).splitlines() or [type(error).__name__])[0].replace(f"{path}: [", "[")
             print(f"{files.shown(path)}: {reason}; give a picture of one digit", file=sys.stderr)
@@ -74,7 +75,7 @@ def read_picture(path: Path) -> torch.Tensor:
     # paper is never quite even: within twice the border's median deviation it is background
     ink = np.clip(ink - 2 * np.median(np.linalg.norm(border - ground, axis=-1)), 0, None)
     if not ink.max() > 0:
-        raise ValueError("is all one colour, there is no digit in it")
+        raise ValueError("is a single colour: it shows no digit")
     ink /= ink.max()
     rows, columns = (np.flatnonzero((ink > 0.15).any(axis)) for axis in (1, 0))
     digit = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

@@ -114,16 +114,15 @@ def replicated(model: torch.nn.Module, loader: Share) -> DistributedDataParallel
     """
 
     def weigh(_, bucket):
-        return dist.all_reduce(bucket.buffer().mul_(loader.weight), async_op=True).get_future().then(first)
+        return (
+            dist.all_reduce(bucket.buffer().mul_(loader.weight), async_op=True)
+            .get_future()
+            .then(lambda future: future.value()[0])
+        )
 
     replica = DistributedDataParallel(model)
     replica.register_comm_hook(None, weigh)
     return replica
-
-
-def first(future):
-    """The tensor that an all-reduce is done with."""
-    return future.value()[0]
 
 
 def agree(run) -> None:

@@ -223,7 +223,7 @@ def test_weights_whose_answer_is_not_a_number(digits, trained, tiny, tmp_path, c
     assert end.value.code == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"{tmp_path / 'seven.png'}: the model's answer is not a number")
+    assert err.startswith(f"{tmp_path / 'seven.png'}: the model's output is not finite")
     with pytest.raises(SystemExit, match="the test loss is not finite"):
         mlp_mnist.main([*flags, "--epochs", "0", "--data-dir", str(tiny)])
     assert "nan" not in capsys.readouterr().out
