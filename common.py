@@ -194,11 +194,6 @@ def in_processes(model: torch.nn.Module, loader: Loader) -> torch.nn.Module:
     return model if PROCESSES == 1 else processes.replicated(model, loader)
 
 
-def total(*numbers: float) -> list[float] | tuple[float, ...]:
-    """Each number's sum over torchrun's processes."""
-    return numbers if PROCESSES == 1 else processes.total(*numbers)
-
-
 def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over all samples of `[(outputs (B, 10), labels (B,)), …]`."""
     outputs, labels = map(torch.cat, zip(*seen))
@@ -274,7 +269,7 @@ class Run:
         """Mean cross-entropy and accuracy of what all processes saw."""
         (loss, accuracy), n = score(seen), sum(len(labels) for _, labels in seen)
         if PROCESSES > 1:
-            loss, accuracy, samples = total(loss * n if n else 0, accuracy * n if n else 0, n)
+            loss, accuracy, samples = processes.total(loss * n if n else 0, accuracy * n if n else 0, n)
             loss, accuracy = loss / samples, accuracy / samples
         return loss, accuracy
 
@@ -316,8 +311,8 @@ class Run:
             images, labels = next(iter(self.test_loader))
             self.model.eval()
             with torch.no_grad():
-                hits = (self.model(images).argmax(1) == labels).sum().item()
-            hits, n = total(hits, len(labels))
+                counts = (self.model(images).argmax(1) == labels).sum().item(), len(labels)
+            hits, n = processes.total(*counts) if PROCESSES > 1 else counts
             values["first_batch"] = hits / n
         else:
             values["loss"], values["acc"] = self.score(self.trained)

@@ -154,13 +154,7 @@ def main(argv=None):
     """Train, or --predict; returns `(model, history)`, a list of such pairs for several recipes."""
     parser = common.parser(__file__, __doc__)
     add, some = parser.add_argument, common.number(int, 1)
-    add(
-        "--recipe",
-        nargs="+",
-        choices=[*RECIPES, "all"],
-        default=["batch-first"],
-        help="one, several or all (default: batch-first)",
-    )
+    add("--recipe", nargs="+", choices=[*RECIPES, "all"], default=["batch-first"], help="default: batch-first")
     add("--cell", choices=CELLS, default="lstm", help="default: lstm; equations: the LSTM written out from its gates")
     add("--hidden", type=some, metavar="N", help="units per layer")
     add("--layers", type=some, metavar="N", help="stacked LSTM layers")

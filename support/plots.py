@@ -26,11 +26,11 @@ def save(figure: Figure, file: Path) -> None:
     files.write(file, buffer.getvalue())
 
 
-def digits(images: torch.Tensor, titles: list[str], columns: int = 10) -> Figure:
-    """Images `(n, 28, 28)` in rows, each under its title."""
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.3 * columns, 1.75 * rows), layout="constrained")
-    for axes, image, title in zip(figure.subplots(rows, columns, squeeze=False).flat, images.cpu(), titles):
+def digits(images: torch.Tensor, titles: list[str]) -> Figure:
+    """Images `(n, 28, 28)` in rows of ten, each under its title."""
+    rows = -(-len(images) // 10)
+    figure = Figure(figsize=(13, 1.75 * rows), layout="constrained")
+    for axes, image, title in zip(figure.subplots(rows, 10, squeeze=False).flat, images.cpu(), titles):
         axes.imshow(image.numpy(), cmap="gray")
         axes.set_title(title, fontsize=11)
     for axes in figure.axes:

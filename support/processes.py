@@ -114,11 +114,8 @@ def replicated(model: torch.nn.Module, loader: Share) -> DistributedDataParallel
     """
 
     def weigh(_, bucket):
-        return (
-            dist.all_reduce(bucket.buffer().mul_(loader.weight), async_op=True)
-            .get_future()
-            .then(lambda future: future.value()[0])
-        )
+        summed = dist.all_reduce(bucket.buffer().mul_(loader.weight), async_op=True).get_future()
+        return summed.then(lambda future: future.value()[0])
 
     replica = DistributedDataParallel(model)
     replica.register_comm_hook(None, weigh)
