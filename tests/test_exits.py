@@ -78,7 +78,7 @@ def shell(text, tiny):
         pytest.param("$M --help > /dev/full", 1, FULL, marks=pytest.mark.slow),
         pytest.param("$C --help > /dev/full", 1, FULL, marks=pytest.mark.slow),
         pytest.param("$C --help | true; exit ${PIPESTATUS[0]}", 141, None, marks=pytest.mark.slow),
-        ("$M --help | true; exit ${PIPESTATUS[0]}", 141, None),
+        pytest.param("$M --help | true; exit ${PIPESTATUS[0]}", 141, None, marks=pytest.mark.slow),
         pytest.param("$M --dry-run 2>&-", 0, None, marks=pytest.mark.slow),
         ("$M --dry-run >&-", 0, None),
         pytest.param("$M --dry-run >&- 2>&-", 0, None, marks=pytest.mark.slow),
