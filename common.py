@@ -520,7 +520,7 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
         p.error(clash)
     given = {name: value for name, value in vars(args).items() if value is not None}
     tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
-    usual = {"normalize": False} | vars(args) | {"bf16": False}
+    usual = vars(args) | {"bf16": False, "normalize": False}
     runs = [argparse.Namespace(**usual | table | given | {"recipe": name}) for name, table in zip(names, tables)]
     for run in runs:
         run.script, run.epochs = p.prog, min(run.epochs, 1) if run.dry_run else run.epochs

@@ -309,10 +309,10 @@ def report(args, log: Path) -> list[dict]:
         seeds = range(args.first_seed, args.first_seed + args.seeds)
         runs = [epochs for epochs in runs if epochs[0].get("command") in args.commands and epochs[0]["seed"] in seeds]
         runs.sort(key=lambda epochs: args.commands.index(epochs[0]["command"]))
-    if not runs and not args.commands:
+    if not runs:
+        if args.commands:
+            return []  # why has been said
         raise SystemExit(f"{log}: contains no runs; name commands to run, too")
-    if not runs:  # why has been said
-        return []
     groups = group(runs)
     rows = table(groups, args.metric, args.best)
     print(show(rows, args.format, args.metric, args.best), flush=True)

@@ -27,9 +27,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class Windows(nn.Module):
-    """One LSTM reads each window of a map row by row: `(N, C, H, W)` to its final states, `(N, 2 * hidden, P, P)`.
+    """One LSTM reads each window of a map row by row: `(N, C, H, W)` to its final states, `(N, 2 * hidden, P, Q)`.
 
-    The map is square; P is (H - size) // stride + 1. The weights are shared between the windows, as those of a
+    P is (H - size) // stride + 1, Q likewise. The weights are shared between the windows, as those of a
     convolution are. (ReNet, 2015, reads the patches of a map one after another instead.)
     """
 
@@ -39,8 +39,8 @@ class Windows(nn.Module):
         self.lstm = nn.LSTM(size * channels, hidden_dim, bidirectional=True)
 
     def forward(self, x):
-        windows = x.unfold(2, self.size, self.stride).unfold(3, self.size, self.stride)  # (N, C, P, P, size, size)
-        steps = windows.permute(4, 0, 2, 3, 5, 1)  # (size, N, P, P, size, C)
+        windows = x.unfold(2, self.size, self.stride).unfold(3, self.size, self.stride)  # (N, C, P, Q, size, size)
+        steps = windows.permute(4, 0, 2, 3, 5, 1)  # (size, N, P, Q, size, C)
         _, (h_n, _) = self.lstm(steps.flatten(4).flatten(1, 3))
         return h_n.transpose(0, 1).flatten(1).view(*steps.shape[1:4], -1).permute(0, 3, 1, 2)
 

@@ -73,7 +73,7 @@ def picture(series: dict) -> Figure:
             fmt="-o",
             color="black",
             capsize=3,
-            label="modern_mnist.py, trained anew for each length",
+            label="modern_mnist.py, trained for each length",
         )
     axes.set(xscale="log", xlabel="seconds of training and evaluation", ylabel="test accuracy, %", ylim=(94, 100))
     axes.set_xticks(SECONDS, labels=SECONDS)

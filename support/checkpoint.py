@@ -163,9 +163,9 @@ def resume(path: Path, run) -> None:
         def free(record, *names):  # what a resumed run may change
             return {name: type(run.settings[name])(record[name]) for name in names if name in run.settings}
 
-        moved = any(settings[name] != run.settings[name] for name in ("device", "processes"))
-        follow = ["parts", "bf16"] if moved else []  # their defaults depend on both
-        own = {"run": str(settings["run"]), **free(settings, "device", "processes", *follow)}
+        follows = {"parts": ("device", "processes"), "bf16": ("device",)}  # what each one's default depends on
+        moved = [name for name, on in follows.items() if any(settings[each] != run.settings[each] for each in on)]
+        own = {"run": str(settings["run"]), **free(settings, "device", "processes", *moved)}
         check(settings, {**run.settings, **own}, "run")  # first what was asked for, then what follows from it
         check(saved["model"], dict(run.model.state_dict()), "model")
         if run.average:
@@ -176,7 +176,7 @@ def resume(path: Path, run) -> None:
             parameter.grad = torch.zeros_like(parameter)
         probe.step()
         check(saved["optimizer"], probe.state_dict(), "optimizer")
-        changing = ["device", "processes", "parts", "bf16"]
+        changing = ["device", "processes", *follows]
         for epoch, record in enumerate(history):
             scores = {name: record[name] for name in SCORES}
             if not all(type(value) is float and math.isfinite(value) for value in scores.values()):

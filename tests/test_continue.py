@@ -85,7 +85,12 @@ def test_a_run_moves_to_another_device_with_that_devices_defaults(tiny, tmp_path
         lstm_mnist.main([*flags, "--parts", "1", "--epochs", "2"])
     content = torch.load(file, weights_only=True)
     for record in (content["run"], *content["history"]):
-        record.update(device="cuda", parts=1, bf16=True)
+        record.update(processes=2, parts=1, bf16=True)
+    torch.save(content, file)
+    with pytest.raises(SystemExit, match="bf16 was True, now False"):  # only parts follow the processes
+        lstm_mnist.main([*flags, "--parts", "2", "--epochs", "2"])
+    for record in (content["run"], *content["history"]):
+        record.update(processes=1, device="cuda")
     torch.save(content, file)
     _, history = lstm_mnist.main([*flags, "--parts", "2", "--epochs", "2"])
     assert [(r["device"], r["parts"], r["bf16"]) for r in history] == [("cuda", 1, True), ("cpu", 2, False)]
