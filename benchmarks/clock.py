@@ -66,15 +66,8 @@ def picture(series: dict) -> Figure:
     if points := [points[-1] for name, points in series.items() if name.startswith("modern")]:
         seconds, means, spreads = zip(*sorted(points))
         means, spreads = ([100 * value for value in values] for values in (means, spreads))
-        axes.errorbar(
-            seconds,
-            means,
-            spreads,
-            fmt="-o",
-            color="black",
-            capsize=3,
-            label="modern_mnist.py, trained for each length",
-        )
+        look = dict(fmt="-o", color="black", capsize=3, label="modern_mnist.py, trained for each length")
+        axes.errorbar(seconds, means, spreads, **look)
     axes.set(xscale="log", xlabel="seconds of training and evaluation", ylabel="test accuracy, %", ylim=(94, 100))
     axes.set_xticks(SECONDS, labels=SECONDS)
     axes.grid(alpha=0.3, which="both")
