@@ -23,7 +23,7 @@ from speed import PROGRAMS, RECIPES, as_written, write_part
 import compare
 from support import plots, records
 
-LEVELS = (0.98, 0.99, 0.995)
+LEVELS = (98, 99, 99.5)  # percent
 SECONDS = [3, 10, 30, 100, 300, 1000, 3000]
 
 
@@ -43,31 +43,32 @@ def tutorial(name: str, seed: int, epochs: int, log: Path) -> None:
 
 
 def course(runs: list) -> list[tuple]:
-    """Seconds since the start, mean accuracy and its standard deviation after each epoch of a series of runs."""
+    """After each epoch of a series of runs: seconds since the start, mean accuracy in percent, its deviation."""
     points, seconds = [], 0.0
     for epoch in zip(*runs):
         seconds += statistics.mean(r["seconds"] for r in epoch)
-        accuracies = [r["valid_acc"] for r in epoch]
+        accuracies = [100 * r["valid_acc"] for r in epoch]
         points.append((seconds, statistics.mean(accuracies), statistics.stdev(accuracies) if len(runs) > 1 else 0.0))
     return points
 
 
 def picture(series: dict) -> Figure:
-    """`{name: [(seconds, accuracy, deviation), …]}`: tutorials dashed, recipes solid, modern one point per length."""
+    """`{name: [(seconds, accuracy, deviation), …]}`: tutorials dashed, recipes solid, modern one point per length.
+
+    Bars are standard deviations over the seeds.
+    """
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(RECIPES):
         for kind, style in (("the tutorial's program", "--"), ("here", "-")):
             if points := series.get(f"{name}, {kind}"):
-                seconds, means, _ = zip(*points)
-                axes.plot(seconds, [100 * m for m in means], style, color=plots.COLOURS[k], linewidth=1.2)
+                look = dict(color=plots.COLOURS[k], linewidth=1.2, elinewidth=0.6)
+                axes.errorbar(*zip(*points), fmt=style, **look)
         axes.plot([], [], color=plots.COLOURS[k], label=name)
     axes.plot([], [], "--", color="grey", label="the tutorial's own program")
-    if points := [points[-1] for name, points in series.items() if name.startswith("modern")]:
-        seconds, means, spreads = zip(*sorted(points))
-        means, spreads = ([100 * value for value in values] for values in (means, spreads))
+    if points := [points[-1] for name, points in series.items() if "modern" in name]:
         look = dict(fmt="-o", color="black", capsize=3, label="modern_mnist.py, trained for each length")
-        axes.errorbar(seconds, means, spreads, **look)
+        axes.errorbar(*zip(*sorted(points)), **look)
     axes.set(xscale="log", xlabel="seconds of training and evaluation", ylabel="test accuracy, %", ylim=(94, 100))
     axes.set_xticks(SECONDS, labels=SECONDS)
     axes.grid(alpha=0.3, which="both")
@@ -89,7 +90,7 @@ def main():
         tutorial(args.side[0], int(args.side[1]), int(args.side[2]), args.log)
         return
     theirs = {f"{name}, the tutorial's program": f"tutorial {name}" for name in args.recipe}
-    modern = {f"modern, --epochs {n}": f"modern_mnist.py --epochs {n}" for n in args.lengths}
+    modern = {f"`modern_mnist.py --epochs {n}`": f"modern_mnist.py --epochs {n}" for n in args.lengths}
     ours = {f"{name}, here": " ".join([*PROGRAMS[name], "--log-interval 0"]) for name in args.recipe}
     for seed in range(1, args.seeds + 1):  # all sides in turn, so that a slow hour slows all of them
         compared([*modern.values(), *ours.values()], 1, args.log, "--first-seed", str(seed))
@@ -105,18 +106,18 @@ def main():
         for name, command in {**theirs, **ours, **modern}.items()
     }
     series = {name: course(runs) for name, runs in found.items()}
-    levels = " | ".join(f"{100 * level:g} % after, s" for level in LEVELS)
+    levels = " | ".join(f"{level:g} % after, s" for level in LEVELS)
     print(f"| | n | epochs | test accuracy, % | seconds | {levels} |\n|---|---|---|---|---|{'---|' * len(LEVELS)}")
     for name, points in series.items():
         seconds, mean, spread = points[-1]
         reached = [next((f"{s:.1f}" for s, accuracy, _ in points if accuracy >= level), "-") for level in LEVELS]
-        if name.startswith("modern"):  # before the end the learning rate is still high
+        if name in modern:  # before the end the learning rate is still high
             reached = [f"{seconds:.1f}" if mean >= level else "-" for level in LEVELS]
-        n = len(found[name])
-        spread = f" ± {100 * spread:.2f}" if n > 1 else ""
-        row = [name, n, len(points), f"{100 * mean:.2f}{spread}", f"{seconds:.1f}", *reached]
+        ends = [100 * run[-1]["valid_acc"] for run in found[name]]
+        spread = f" ± {spread:.2f} ({min(ends):.2f} to {max(ends):.2f})" if len(ends) > 1 else ""
+        row = [name, len(ends), len(points), f"{mean:.2f}{spread}", f"{seconds:.1f}", *reached]
         print(f"| {' | '.join(map(str, row))} |")
-    print(f"\n{machine()}; n seeds, mean ± standard deviation, seconds of training and evaluation")
+    print(f"\n{machine()}; n seeds, mean ± standard deviation (min to max), seconds of training and evaluation")
     if args.plot:
         plots.save(picture(series), args.plot / "clock.png")
 
