@@ -6,7 +6,7 @@ python modern_mnist.py --epochs 0 --load-model m.pth --hidden 64 --layers 1 --li
 python modern_mnist.py --hold-out 10000 --lr 0.01    # to tune: test on the last training images
 
 Test accuracy: 98.27 ± 0.09 % after 1 epoch and 2.5 s, 99.13 ± 0.04 after 2 and 16 s (n = 10), 99.56 ± 0.04 after 16
-and 254 s (n = 5), 99.62 ± 0.00 after 32 and 905 s (n = 3); AMD EPYC, 2 cores, torch 2.14.1; `python benchmarks/clock.py
+and 254 s, 99.62 ± 0.02 after 32 and 895 s (n = 5); AMD EPYC, 2 cores, torch 2.14.1; `python benchmarks/clock.py
 --log clock.jsonl --seeds 10`.
 """
 

@@ -43,32 +43,36 @@ def tutorial(name: str, seed: int, epochs: int, log: Path) -> None:
 
 
 def course(runs: list) -> list[tuple]:
-    """After each epoch of a series of runs: seconds since the start, mean accuracy in percent, its deviation."""
+    """After each epoch of a series of runs: seconds since the start, and their accuracies in percent."""
     points, seconds = [], 0.0
     for epoch in zip(*runs):
         seconds += statistics.mean(r["seconds"] for r in epoch)
-        accuracies = [100 * r["valid_acc"] for r in epoch]
-        points.append((seconds, statistics.mean(accuracies), statistics.stdev(accuracies) if len(runs) > 1 else 0.0))
+        points.append((seconds, [100 * r["valid_acc"] for r in epoch]))
     return points
 
 
-def picture(series: dict) -> Figure:
-    """`{name: [(seconds, accuracy, deviation), …]}`: tutorials dashed, recipes solid, modern one point per length.
+def draw(axes, points: list[tuple], **look) -> None:
+    """Means with bars from the least to the most accurate seed."""
+    seconds, accuracies = zip(*points)
+    means = [statistics.mean(values) for values in accuracies]
+    below = [mean - min(values) for mean, values in zip(means, accuracies)]
+    above = [max(values) - mean for mean, values in zip(means, accuracies)]
+    axes.errorbar(seconds, means, [below, above], **look)
 
-    Bars are standard deviations over the seeds.
-    """
+
+def picture(series: dict) -> Figure:
+    """`{name: [(seconds, accuracies), …]}`: tutorials dashed, recipes solid, modern one point per length."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(RECIPES):
         for kind, style in (("the tutorial's program", "--"), ("here", "-")):
             if points := series.get(f"{name}, {kind}"):
-                look = dict(color=plots.COLOURS[k], linewidth=1.2, elinewidth=0.6)
-                axes.errorbar(*zip(*points), fmt=style, **look)
+                draw(axes, points, fmt=style, color=plots.COLOURS[k], linewidth=1.2, elinewidth=0.4)
         axes.plot([], [], color=plots.COLOURS[k], label=name)
     axes.plot([], [], "--", color="grey", label="the tutorial's own program")
     if points := [points[-1] for name, points in series.items() if "modern" in name]:
-        look = dict(fmt="-o", color="black", capsize=3, label="modern_mnist.py, trained for each length")
-        axes.errorbar(*zip(*sorted(points)), **look)
+        name = "modern_mnist.py, trained for each length"
+        draw(axes, sorted(points), fmt="-o", color="black", markersize=4, capsize=3, label=name)
     axes.set(xscale="log", xlabel="seconds of training and evaluation", ylabel="test accuracy, %", ylim=(94, 100))
     axes.set_xticks(SECONDS, labels=SECONDS)
     axes.grid(alpha=0.3, which="both")
@@ -109,12 +113,11 @@ def main():
     levels = " | ".join(f"{level:g} % after, s" for level in LEVELS)
     print(f"| | n | epochs | test accuracy, % | seconds | {levels} |\n|---|---|---|---|---|{'---|' * len(LEVELS)}")
     for name, points in series.items():
-        seconds, mean, spread = points[-1]
-        reached = [next((f"{s:.1f}" for s, accuracy, _ in points if accuracy >= level), "-") for level in LEVELS]
+        (seconds, ends), mean = points[-1], statistics.mean(points[-1][1])
+        reached = [next((f"{s:.1f}" for s, each in points if statistics.mean(each) >= level), "-") for level in LEVELS]
         if name in modern:  # before the end the learning rate is still high
             reached = [f"{seconds:.1f}" if mean >= level else "-" for level in LEVELS]
-        ends = [100 * run[-1]["valid_acc"] for run in found[name]]
-        spread = f" ± {spread:.2f} ({min(ends):.2f} to {max(ends):.2f})" if len(ends) > 1 else ""
+        spread = f" ± {statistics.stdev(ends):.2f} ({min(ends):.2f} to {max(ends):.2f})" if len(ends) > 1 else ""
         row = [name, len(ends), len(points), f"{mean:.2f}{spread}", f"{seconds:.1f}", *reached]
         print(f"| {' | '.join(map(str, row))} |")
     print(f"\n{machine()}; n seeds, mean ± standard deviation (min to max), seconds of training and evaluation")
