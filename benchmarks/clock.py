@@ -43,25 +43,25 @@ def tutorial(name: str, seed: int, epochs: int, log: Path) -> None:
 
 
 def course(runs: list) -> list[tuple]:
-    """After each epoch of a series of runs: seconds since the start, and their accuracies in percent."""
+    """After each epoch of a series of runs: seconds since the start, mean accuracy, all accuracies in percent."""
     points, seconds = [], 0.0
     for epoch in zip(*runs):
         seconds += statistics.mean(r["seconds"] for r in epoch)
-        points.append((seconds, [100 * r["valid_acc"] for r in epoch]))
+        accuracies = [100 * r["valid_acc"] for r in epoch]
+        points.append((seconds, statistics.mean(accuracies), accuracies))
     return points
 
 
 def draw(axes, points: list[tuple], **look) -> None:
     """Means with bars from the least to the most accurate seed."""
-    seconds, accuracies = zip(*points)
-    means = [statistics.mean(values) for values in accuracies]
+    seconds, means, accuracies = zip(*points)
     below = [mean - min(values) for mean, values in zip(means, accuracies)]
     above = [max(values) - mean for mean, values in zip(means, accuracies)]
     axes.errorbar(seconds, means, [below, above], **look)
 
 
 def picture(series: dict) -> Figure:
-    """`{name: [(seconds, accuracies), …]}`: tutorials dashed, recipes solid, modern one point per length."""
+    """`{name: [(seconds, mean, accuracies), …]}`: tutorials dashed, recipes solid, modern one point per length."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(RECIPES):
@@ -105,18 +105,16 @@ def main():
                 subprocess.run([sys.executable, __file__, "--log", args.log, "--side", *side], check=True)
                 print(f"{name}, the tutorial's program, seed {seed}: done", file=sys.stderr)
     runs = compare.read(args.log)  # all seeds that it has, also of another call
-    found = {
-        name: [run for run in runs if run[-1].get("command") == command]
+    series = {
+        name: course([run for run in runs if run[-1].get("command") == command])
         for name, command in {**theirs, **ours, **modern}.items()
     }
-    series = {name: course(runs) for name, runs in found.items()}
     levels = " | ".join(f"{level:g} % after, s" for level in LEVELS)
     print(f"| | n | epochs | test accuracy, % | seconds | {levels} |\n|---|---|---|---|---|{'---|' * len(LEVELS)}")
     for name, points in series.items():
-        (seconds, ends), mean = points[-1], statistics.mean(points[-1][1])
-        reached = [next((f"{s:.1f}" for s, each in points if statistics.mean(each) >= level), "-") for level in LEVELS]
-        if name in modern:  # before the end the learning rate is still high
-            reached = [f"{seconds:.1f}" if mean >= level else "-" for level in LEVELS]
+        seconds, mean, ends = points[-1]
+        timed = points[-1:] if name in modern else points  # before the end modern's learning rate is still high
+        reached = [next((f"{s:.1f}" for s, each, _ in timed if each >= level), "-") for level in LEVELS]
         spread = f" ± {statistics.stdev(ends):.2f} ({min(ends):.2f} to {max(ends):.2f})" if len(ends) > 1 else ""
         row = [name, len(ends), len(points), f"{mean:.2f}{spread}", f"{seconds:.1f}", *reached]
         print(f"| {' | '.join(map(str, row))} |")
