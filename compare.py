@@ -79,26 +79,29 @@ def run_of(record: dict) -> tuple:
 
 
 def group(runs: list[list[dict]]) -> dict[str, list[list[dict]]]:
-    """The runs by their settings, as `{name: runs}`; a name says what differs between the groups and nothing else."""
+    """The runs by settings and command, as `{name: runs}`; a name says what differs between them, nothing else."""
     groups = {}
     for run in runs:
         settings = {name: value for name, value in run[-1].items() if name not in NOT_SETTINGS} | {"epochs": len(run)}
-        groups.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append(run)
+        command = run[-1].get("command")  # two copies of a script can differ in more than their settings
+        groups.setdefault((json.dumps(settings, sort_keys=True), command), (settings, []))[1].append(run)
     every = [settings for settings, _ in groups.values()]
     names = list(dict.fromkeys(name for settings in every for name in settings))
     differing = [name for name in names if len({json.dumps(settings.get(name)) for settings in every}) > 1]
-    named = {}
-    for settings, members in groups.values():
+    labels = []
+    for settings, _ in groups.values():
         # a recipe decides most of its settings: of two recipes only those are named that not all of their runs share
         words = [settings["recipe"]]
         for name in differing:
             kin = {json.dumps(other.get(name)) for other in every if other["recipe"] == settings["recipe"]}
-            if name not in ("recipe", "script") and len(kin) > 1:
+            if name != "recipe" and len(kin) > 1:
                 words.append(f"{name.replace('_', ' ')} {settings.get(name)}")
         if "recipe" not in differing and len(words) > 1:
             words = words[1:]
-        named[", ".join(words)] = members
-    return named
+        labels.append(", ".join(words))
+    twice = {label for label in labels if labels.count(label) > 1}
+    labels = [f"{label}: {command}" if label in twice else label for label, (_, command) in zip(labels, groups)]
+    return {label: members for label, (_, members) in zip(labels, groups.values())}
 
 
 def value(run: list[dict], metric: str, best: bool) -> float:
@@ -150,8 +153,8 @@ def cells(row: dict, metric: str) -> list[str]:
     return [row["name"], *middle, ", ".join(filter(None, [difference, row["verdict"]])), f"{row['seconds']:.2f}"]
 
 
-def show(rows: list[dict], form: str, metric: str, best: bool) -> str:
-    """The table as text, Markdown, CSV or JSON."""
+def show(rows: list[dict], form: str, metric: str, best: bool, what: str) -> str:
+    """The table as text, Markdown, CSV or JSON; `what` it shows is a metric in words."""
     if form == "json":
         return json.dumps(rows, indent=1)
     if form == "csv":
@@ -160,7 +163,7 @@ def show(rows: list[dict], form: str, metric: str, best: bool) -> str:
         writer.writeheader()
         writer.writerows(rows)
         return out.getvalue().rstrip()
-    what = SCORES[metric][0] + (", best epoch" if best else "")
+    what += ", best epoch" if best else ""
     lines = [["", "seeds", "parameters", "epochs", f"{what}: mean ± sd (min to max)"]]
     lines[0] += ["difference from the first row (95 %)", "s per epoch"]
     lines += [cells(row, metric) for row in rows]
@@ -171,7 +174,7 @@ def show(rows: list[dict], form: str, metric: str, best: bool) -> str:
         widths = [max(map(len, column)) for column in zip(*lines)]
         text = ["  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip() for line in lines]
     if best and metric.startswith("valid"):
-        text += ["", "The best epoch was picked by looking at the test set: these figures are optimistic."]
+        text += ["", "The best epoch was picked on the images that it is tested on: these figures are optimistic."]
     return "\n".join(text)
 
 
@@ -281,21 +284,20 @@ def main(argv=None) -> list[dict]:
         if taken := {"--seed", "--log", "--checkpoint"} & words:
             parser.error(f"{command}: leave out {', '.join(sorted(taken))}; compare.py sets that itself")
     log = args.log or Path(tempfile.mkstemp(prefix="compare-", suffix=".jsonl")[1])
-    well = True
     resume = "rerun the same command" if args.log else f"rerun with --log {log}"
     with exits.clean(SimpleNamespace(checkpoint=log, resume=resume)):
         if args.plot:
             files.check_plot(args.plot, ["runs.png"])
-        try:
-            if args.commands:
-                files.check_writable(log, appended=True)
-                print(f"saving the runs to {log}", file=sys.stderr)
-                with files.lock(log):
-                    log.touch()
-                    well = train(args, log)
-        finally:
-            rows = report(args, log)
-            if args.commands:
+        if not args.commands:
+            return report(args, log)
+        files.check_writable(log, appended=True)
+        with files.lock(log):
+            print(f"saving the runs to {log}", file=sys.stderr)
+            log.touch()
+            try:
+                well = train(args, log)
+            finally:
+                rows = report(args, log)
                 print(f"the runs are in {log}", file=sys.stderr)
     if not well:
         raise SystemExit(1)
@@ -313,13 +315,15 @@ def report(args, log: Path) -> list[dict]:
         if args.commands:
             return []  # why has been said
         raise SystemExit(f"{log}: contains no runs; name commands to run, too")
-    groups = group(runs)
+    groups, what = group(runs), SCORES[args.metric][0]
+    if all(run[-1].get("hold_out") for run in runs):
+        what = what.replace("test", "held-out")
     rows = table(groups, args.metric, args.best)
-    print(show(rows, args.format, args.metric, args.best), flush=True)
+    print(show(rows, args.format, args.metric, args.best, what), flush=True)
     if args.plot:
         from support import plots
 
-        plots.save(plots.comparison(groups, args.metric), args.plot / "runs.png")
+        plots.save(plots.comparison(groups, args.metric, what), args.plot / "runs.png")
     return rows
 
 

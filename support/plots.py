@@ -109,14 +109,15 @@ def predictions(folder: Path, answers: list[tuple], names: list[str]) -> None:
     save(figure, folder / "predictions.png")
 
 
-def comparison(groups: dict[str, list], metric: str = "valid_acc") -> Figure:
+def comparison(groups: dict[str, list], metric: str = "valid_acc", label: str | None = None) -> Figure:
     """A metric by epoch and by seconds of training: each group's mean over its runs, in a band from least to most.
 
-    `groups` is `{name: [run, …]}`, a run a list of records. Names stand at the ends of the lines.
+    `groups` is `{name: [run, …]}`, a run a list of records; `label` says what the metric is, if not a test score. Names
+    stand at the ends of the lines.
     """
     figure = Figure(figsize=(12.5, 4.8), layout="constrained")
     by_epoch_axes, by_time = figure.subplots(1, 2, sharey=True)
-    label, factor = SCORES[metric]
+    usual, factor = SCORES[metric]
     ends = []
     for k, (name, runs) in enumerate(groups.items()):
         look = dict(color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], markersize=4)
@@ -128,7 +129,7 @@ def comparison(groups: dict[str, list], metric: str = "valid_acc") -> Figure:
             axes.plot(x, means, **look)
             axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=look["color"], alpha=0.15, linewidth=0)
         ends.append((means[-1], seconds[-1], name, look))
-    by_epoch(by_epoch_axes, label)
+    by_epoch(by_epoch_axes, label or usual)
     by_time.set(xlabel="seconds of training and evaluation")
     by_time.grid(alpha=0.3)
     low, high = by_time.get_ylim()

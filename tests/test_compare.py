@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from scipy import stats
 
 import compare
 import mlp_mnist
-from support import plots
+from support import files, plots
 
 BASE = dict(script="lstm_mnist.py", recipe="sgd", cell="lstm", device="cpu", dataset="mnist", optimizer="SGD", lr=0.1)
 
@@ -90,6 +91,26 @@ def test_a_name_says_what_differs_and_nothing_else():
         assert len(compare.group(runs(seeds) + runs(seeds, **{name: value}))) == 2
 
 
+def test_two_copies_of_a_script_are_two_rows(tmp_path, capsys):
+    """Alike in all that is logged, perhaps not in what was edited."""
+    log = write(tmp_path / "a.jsonl", runs({1: [0.5]}, command="a.py"), runs({1: [0.7]}, command="copy/a.py"))
+    first, second = compare.main(["--log", str(log)])
+    assert (first["name"], first["mean"]) == ("sgd: a.py", 50)
+    assert (second["name"], second["mean"]) == ("sgd: copy/a.py", 70)
+    names = compare.group(runs({1: [0.5]}) + runs({1: [0.7]}, script="lstm_copy.py"))
+    assert list(names) == ["script lstm_mnist.py", "script lstm_copy.py"]
+
+
+def test_held_out_images_are_not_called_the_test_set(tmp_path, capsys):
+    log = write(tmp_path / "a.jsonl", runs({1: [0.5]}, hold_out=100), runs({1: [0.7]}, hold_out=200))
+    compare.main(["--log", str(log), "--plot", str(tmp_path)])
+    assert "held-out accuracy, %" in capsys.readouterr().out
+    assert plots.comparison(compare.group(compare.read(log)), label="held-out").axes[0].get_ylabel() == "held-out"
+    log = write(tmp_path / "a.jsonl", runs({1: [0.5]}, hold_out=100), runs({1: [0.7]}, hold_out=0))
+    compare.main(["--log", str(log)])
+    assert "test accuracy, %" in capsys.readouterr().out
+
+
 def test_the_table_is_scipys_and_pairs_by_seed():
     rng = np.random.default_rng(1)
     first, second = rng.normal(0.97, 0.002, 6), rng.normal(0.971, 0.002, 6)
@@ -141,7 +162,7 @@ def test_best_epochs_and_other_metrics(tmp_path, capsys):
     )
     assert [row["mean"] for row in (last, best, loss)] == pytest.approx([70, 80, 0.3])
     out = capsys.readouterr().out
-    assert out.count("picked by looking at the test set") == 2
+    assert out.count("picked on the images that it is tested on") == 2
 
 
 @pytest.mark.parametrize("form", ["text", "markdown", "csv", "json"])
@@ -187,7 +208,7 @@ def test_the_picture_has_the_tables_name_and_unit_of_each_metric():
         assert axes.lines[0].get_ydata()[-1] == pytest.approx(end)
         (row,) = compare.table(groups, metric, best=False)
         assert row["mean"] == pytest.approx(end)
-        assert label in compare.show([row], "text", metric, best=False)
+        assert label in compare.show([row], "text", metric, False, compare.SCORES[metric][0])
 
 
 @pytest.mark.parametrize(
@@ -240,6 +261,13 @@ def test_commands_run_once_and_a_failing_one_is_named(tiny, tmp_path, capsys):
 def test_a_log_without_runs(tmp_path):
     with pytest.raises(SystemExit, match=r"e\.jsonl: contains no runs; name commands to run, too$"):
         compare.main(["--log", str(write(tmp_path / "e.jsonl"))])
+
+
+def test_a_log_that_cannot_be_written_or_is_in_use(tmp_path, capsys):
+    for log, reason in ((tmp_path, "is a folder; name a file in it"), (tmp_path / "l", "another run is using it; .*")):
+        with files.lock(tmp_path / "l"), pytest.raises(SystemExit, match=re.escape(f"{log}: ") + reason):
+            compare.main(["true", "--log", str(log)])
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("logged", [True, False])
