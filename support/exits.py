@@ -7,19 +7,23 @@ import sys
 import threading
 from pathlib import Path
 
+WAYS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 
-def quit_at_once(*_) -> None:
-    """Ctrl-C while the imports run: nothing has been written yet, and a traceback out of them helps nobody."""
+
+def quit_at_once(number, _) -> None:
+    """End while the imports run: nothing has been written yet, and a traceback out of them helps nobody."""
+    how, status = WAYS[number]
     with contextlib.suppress(OSError):
-        os.write(2, b"" if quiet else b"interrupted while starting; nothing was written\n")
-    os._exit(130)
+        os.write(2, b"" if quiet else f"{how} while starting; nothing was written\n".encode())
+    os._exit(status)
 
 
 torchrun = "TORCHELASTIC_RUN_ID" in os.environ
 quiet = torchrun and os.environ["LOCAL_RANK"] != "0"  # one process speaks for all that torchrun started on its machine
 program = Path(getattr(sys.modules["__main__"], "__file__", None) or "notebook").resolve()
 if program.parent == Path(__file__).resolve().parents[1] and program.name.endswith(("_mnist.py", "compare.py")):
-    signal.signal(signal.SIGINT, quit_at_once)
+    for each in WAYS:
+        signal.signal(each, quit_at_once)
 
 
 def flush() -> None:
@@ -43,20 +47,20 @@ def clean(args=None):
 
     A machine that fails (memory, a full disk, no compiler) ends it with status 1. What was saved stays.
     """
-    ways, before = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}, {}
+    before = {}
 
     def stop(number, _):
-        for each in ways:  # the second Ctrl-C of an impatient user must not cut the ending short
+        for each in WAYS:  # the second Ctrl-C of an impatient user must not cut the ending short
             signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(*ways[number])
+        raise KeyboardInterrupt(*WAYS[number])
 
     if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
-        before = {number: signal.signal(number, stop) or signal.SIG_DFL for number in ways}
+        before = {number: signal.signal(number, stop) or signal.SIG_DFL for number in WAYS}
     try:
         yield
         flush()
     except KeyboardInterrupt as error:
-        how, status = error.args or ways[signal.SIGINT]
+        how, status = error.args or WAYS[signal.SIGINT]
         remedy, saved = "no checkpoint was written (--checkpoint FILE)", getattr(args, "checkpoint", None)
         if saved and saved.exists():
             remedy = f"{getattr(args, 'resume', 'rerun the same command')} to resume from {saved}"
@@ -83,4 +87,5 @@ def clean(args=None):
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.default_int_handler if handler is quit_at_once else handler)
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual if handler is quit_at_once else handler)

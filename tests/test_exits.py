@@ -1,7 +1,5 @@
 """How a process ends: Ctrl-C at any moment, closed and broken streams, odd ways to start it."""
 
-import common
-
 import io
 import os
 import re
@@ -24,17 +22,20 @@ def usual():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_ctrl_c_while_torch_is_imported(script, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "number", "how", "status"),
+    [(SCRIPTS[0], signal.SIGINT, "interrupted", 130), (SCRIPTS[1], signal.SIGTERM, "terminated", 143)],
+)
+def test_a_signal_while_torch_is_imported(script, number, how, status, tmp_path):
     """With a torch that takes its time, so that the moment is certain."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     process = start(script, "--dry-run", env={"PYTHONPATH": str(tmp_path)}, preexec_fn=usual)
     assert process.stdout.readline() == "importing\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate()
-    assert (process.returncode, out) == (130, "")
-    assert err == "interrupted while starting; nothing was written\n"
+    assert (process.returncode, out) == (status, "")
+    assert err == f"{how} while starting; nothing was written\n"
 
 
 @pytest.mark.parametrize("seconds", [0.3, pytest.param(0.8, marks=pytest.mark.slow), 1.5])
@@ -164,4 +165,3 @@ def test_a_python_that_does_not_look_beside_the_script(script, flag):
     run = subprocess.run([sys.executable, flag, ROOT / script, "--help"], capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'common'"
-    assert common.exits is exits
