@@ -17,16 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import COUNT, ROOT, machine
+from machine import COUNT, ROOT, Enough, machine
 from speed import TUTORIALS, as_written, common, script_of, write_part
 
 BUSY = [sys.executable, "-c", "while True: pass"]
 MOMENTS = [("alone", 0, 1), ("beside 1", 1, 1), ("beside 2", 2, 1), ("two at once", 0, 2)]  # name, busy, runs measured
 WARM_UP = 1.0
-
-
-class Enough(Exception):
-    """The time is up."""
 
 
 def timed(batches, times: list, end: float):

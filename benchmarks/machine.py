@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,18 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 
 COUNT = common.number(int, 1)  # an argparse type
+
+
+class Enough(Exception):
+    """As much as is measured."""
+
+
+def run(command: list[str]) -> str:
+    """What a program prints in a process of its own; SystemExit with the end of its errors where it fails."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{done.stderr[-2000:]}\nstopped: the process above failed: {' '.join(command)}")
+    return done.stdout
 
 
 def compared(commands, seeds: int, log: Path, *flags: str) -> list[dict]:
@@ -30,8 +43,7 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         name = next((x.split(":", 1)[1].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    place = f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
-    if torch.accelerator.is_available() and torch.cuda.is_available():
+    place = f"{name}, {common.CORES} cores, {torch.backends.cpu.get_cpu_capability()}"
+    if torch.cuda.is_available():
         place = torch.cuda.get_device_name()
     return f"{place}; torch {torch.__version__}, Python {platform.python_version()}"

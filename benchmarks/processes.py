@@ -15,7 +15,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,15 +22,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from machine import COUNT, ROOT, machine
+from machine import COUNT, Enough, machine, run
 from speed import PROGRAMS, RECIPES, cell, network, script_of, write_part
 
 STEPS, WARM_UP = 300, 50
 NETWORKS = {"10 Gbit/s Ethernet": (30e-6, 1.25e9), "NVLink": (5e-6, 450e9)}  # a and B, assumed
-
-
-class Enough(Exception):
-    """As many steps as are measured."""
 
 
 def sent() -> int:
@@ -83,9 +78,7 @@ def call(processes: int, *arguments) -> dict:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--"]
     with tempfile.TemporaryDirectory() as place:
         out = Path(place, "result.json")
-        done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{done.stderr[-2000:]}\nstopped: {' '.join(command)} failed")
+        run([*command, "--out", str(out)])
         return json.loads(out.read_text())
 
 

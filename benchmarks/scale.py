@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--rounds", type=COUNT, default=3, metavar="N", help="default: 3")
     parser.add_argument("--recipe", nargs="+", choices=PROGRAMS, default=["mlp", "last-hidden"], help="one or several")
     args = parser.parse_args()
-    counts = (60000, args.images)
+    counts = dict.fromkeys((60000, args.images))
     cost, memory = ({(name, n): [] for name in args.recipe for n in counts} for _ in range(2))
     with tempfile.TemporaryDirectory() as place:
         for n in counts:
@@ -48,9 +48,7 @@ def main():
         for _ in range(args.rounds):
             for name, n in cost:
                 seconds, most = run(name, Path(place, str(n)))
-                cost[name, n].append(
-                    1e6 * seconds / (n + 10000 / 3)
-                )  # a test image costs a third of a training image's
+                cost[name, n].append(1e6 * seconds / (n + 10000 / 3))  # a test image costs a third of a training image
                 memory[name, n].append(most)
     print("| recipe | images | microseconds per image | relative to 60,000 images | peak memory, GiB | data set, GiB |")
     print("| --- | --- | --- | --- | --- | --- |")

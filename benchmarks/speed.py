@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 
 import torch
-from machine import COUNT, ROOT, common, machine
+from machine import COUNT, ROOT, common, machine, run
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -153,21 +153,15 @@ def operations(name: str, samples: int, tested: int) -> int:
 
 def last_line(command: list[str]) -> dict:
     """Run a program in a process of its own and return the JSON of the last line it prints."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{done.stderr[-2000:]}\nstopped: the process above failed: {' '.join(command)}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(run(command).splitlines()[-1])
 
 
 def script(name: str, folder: Path, flags: list[str]) -> dict:
     """The script itself for two epochs; seconds and test accuracy of the second."""
-    program = PROGRAMS[name]
     with tempfile.TemporaryDirectory() as place:
         log = Path(place, "run.jsonl")
         flags = ["--epochs", "2", "--log-interval", "0", "--data-dir", str(folder), "--log", str(log), *flags]
-        done = subprocess.run([sys.executable, *program, *flags], cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{done.stderr[-2000:]}\nstopped: {' '.join(program)} failed")
+        run([sys.executable, *PROGRAMS[name], *flags])
         record = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
     return {"seconds": record["seconds"], "accuracy": record["valid_acc"]}
 
