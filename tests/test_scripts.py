@@ -86,7 +86,7 @@ def test_one_epoch_as_a_process(script, tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_last_hidden_prints_002s_accuracy(tiny, capsys):
+def test_last_hidden_prints_the_accuracy_of_the_first_test_batch(tiny, capsys):
     lstm_mnist.main(["--recipe", "last-hidden", "--epochs", "2", "--data-dir", str(tiny), "--log-interval", "2"])
     lines = [x for x in capsys.readouterr().out.splitlines() if "accuracy:" in x]
     assert [x.split(":")[0] for x in lines] == ["0-1", "0-3", "1-1", "1-3"]
@@ -135,7 +135,7 @@ def test_saved_model_scores_the_same_here_and_in_the_tutorials_class(name, tiny,
     steps = [transforms.ToTensor()] + [transforms.Normalize([0.5], [0.5])] * (name in ("sgd", "time-major"))
     data = MNIST(tiny, train=False, transform=transforms.Compose(steps))
     right = sum(theirs(x[None]).argmax(1).item() == y for x, y in data) if name != "time-major" else None
-    if right is None:  # 001's squeeze() breaks on a batch of one
+    if right is None:  # time-major's squeeze() breaks on a batch of one
         images, labels = zip(*data)
         right = (theirs(torch.stack(images)).argmax(1) == torch.tensor(labels)).sum().item()
     assert f"({right}/110)" in end
@@ -152,7 +152,7 @@ def test_cells_train_save_and_load(cell, tiny, tmp_path, capsys):
     assert capsys.readouterr().out.endswith(trained[trained.index("Test Loss") :])
 
 
-def test_log_has_the_contracts_keys(tiny, tmp_path, capsys):
+def test_log_has_these_keys(tiny, tmp_path, capsys):
     file = tmp_path / "runs.jsonl"
     for _ in range(2):
         mlp_mnist.main(["--epochs", "2", "--data-dir", str(tiny), "--log", str(file), "--device", "cpu"])
