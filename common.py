@@ -5,7 +5,9 @@ Flags that read or write files, clean exits and the care for the data set's file
 
 try:
     from support import archives, exits, files, records  # first: Ctrl-C ends in one line, also in the imports below
-except ImportError:  # copied without support/
+except ImportError as error:  # copied without support/
+    if (error.name or "").split(".")[0] != "support":
+        raise
     exits = None
 
 import argparse
@@ -41,7 +43,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # the fewest in a part of a batch, by default twice as many: handing over fewer costs more than it gains
+SAMPLES = 16  # least in a part of a batch, and by default twice as many: handing over fewer costs more than it gains
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -50,7 +52,7 @@ class Loader:
 
     The data set is `images` `(N, 28, 28)` uint8 and `labels` `(N,)` int64. With a generator each pass is in a new
     random order, without one in the given order; the last batch may be short. Values are those of `ToTensor()`, and of
-    `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images, generator)`, if given, turns some hundreds of
+    `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images, generator)`, if given, turns a few hundred
     images `(M, 1, 28, 28)` at a time into as many others.
     """
 
@@ -154,7 +156,7 @@ class Parts(torch.autograd.Function):
 def in_parts(model: torch.nn.Module, args) -> None:
     """Compute each batch in `args.parts` parts, each from beginning to end on one thread.
 
-    Given two threads, `nn.LSTM` has them wait for each other some hundreds of times a step, and where another program
+    Given two threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another program
     has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
     `sgd` takes 7.8 ms, the tutorial's way 25 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
     Results depend on the parts, not on the number of threads. Without this call everything works, on one thread.
@@ -515,7 +517,7 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     if args.predict and (args.save_model or args.checkpoint or args.log):
         p.error("--predict trains nothing: leave out --save-model, --checkpoint and --log")
     if len(names) > 1 and (args.save_model or args.load_model or args.checkpoint):
-        p.error("--save-model, --load-model, --checkpoint and --predict work with one --recipe only")
+        p.error("--save-model, --load-model, --checkpoint and --predict, and so compare.py, take one --recipe only")
     if exits and (clash := files.clash(args)):
         p.error(clash)
     given = {name: value for name, value in vars(args).items() if value is not None}

@@ -158,7 +158,7 @@ def main(argv=None):
     add("--cell", choices=CELLS, default="lstm", help="default: lstm; equations: the LSTM written out from its gates")
     add("--hidden", type=some, metavar="N", help="units per layer")
     add("--layers", type=some, metavar="N", help="stacked LSTM layers")
-    add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in N parts, side by side")
+    add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:

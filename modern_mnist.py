@@ -6,8 +6,8 @@ python modern_mnist.py --epochs 0 --load-model m.pth --hidden 64 --layers 1 --li
 python modern_mnist.py --hold-out 10000 --lr 0.01    # to tune: test on the last training images
 
 Test accuracy: 98.27 ± 0.09 % after 1 epoch and 2.5 s, 99.13 ± 0.04 after 2 and 16 s (n = 10), 99.56 ± 0.04 after 16
-and 254 s, 99.62 ± 0.02 after 32 and 895 s (n = 5); AMD EPYC, 2 cores, torch 2.14.1; `python benchmarks/clock.py
---log clock.jsonl --seeds 10`.
+and 254 s, 99.62 ± 0.02 after 32 and 895 s (n = 5); AMD EPYC, 2 cores, torch 2.14.1; docs/accuracy.md; `python
+compare.py --seeds 10 "modern_mnist.py --epochs 1"` and so on.
 """
 
 # A comment such as "+0.12" is the points of accuracy that an ingredient brings: what leaving it out costs after 4
@@ -127,7 +127,7 @@ LENGTHS = {
     2: dict(hidden=128, layers=1, lines=2, batch_size=256, lr=0.01, distortion=0.6),
     4: dict(hidden=128, layers=2, lines=2, batch_size=256, lr=0.01, distortion=0.6),
     8: dict(hidden=128, layers=2, lines=2, batch_size=512, lr=0.014, distortion=1.0),
-    # Eight parts, not one per core: larger ones allocate more than glibc keeps for a thread, and fault it in each step
+    # Eight parts, not one per core: larger ones allocate more than glibc keeps for a thread, and fault it in every step
     32: dict(hidden=128, layers=1, lines=1, windows=True, batch_size=512, lr=0.014, distortion=1.2, parts=8),
 }
 
@@ -179,13 +179,13 @@ def main(argv=None):
     add("--layers", type=some, metavar="N", help="layers of each LSTM")
     add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
     add("--windows", action=argparse.BooleanOptionalAction, help="read windows of the image first (from 32 epochs on)")
-    add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in N parts, side by side")
+    add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="strength, in training; 0: none")
-    add("--average", type=common.number(int, 0), metavar="N", help="test weights averaged over the last 1/N; 0: off")
+    add("--average", type=common.number(int, 0), metavar="N", help="test weights averaged over 1/N of the run; 0: off")
     (args,) = common.parse(parser, argv, {"modern": recipe})
     if args.windows and args.lines != 1:
-        parser.error("--windows turns an image into a map of 3 × 3 places, read one line at a time; add --lines 1")
+        parser.error("windows, the default from 32 epochs on, are read a line at a time: use --lines 1 or --no-windows")
     with common.session([args]):
         return common.predict(build(args), args) if args.predict else fit(args)
 

@@ -70,7 +70,8 @@ def load(file: Path) -> tuple[torch.Tensor, Path]:
             data = np.empty(0, np.uint8)
         file, shape = packed, shape_of(data)
     if shape is None:
-        raise SystemExit(f"{file}: is damaged or not an IDX file; put a whole one there, or remove it to download it")
+        other = ", or remove it to download it" if file == packed else ""
+        raise SystemExit(f"{file}: is damaged or not an IDX file; put a whole one there{other}")
     return torch.from_numpy(data[4 + 4 * len(shape) :]).view(shape), file
 
 

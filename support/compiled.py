@@ -6,8 +6,8 @@ import torch
 def training(model, criterion, lr):
     """A `train` of the scripts' form for this model, whose whole step with SGD is one graph.
 
-    The same mathematics as the loop's own lines, fewer operations one by one: at a batch of 20 what lies between them
-    counts (benchmarks/speed.py). Raises SystemExit where torch is too old to put gradients into a graph.
+    The same mathematics as the loop's own lines, in one graph instead of many small calls, whose overhead counts at a
+    batch of 20 (benchmarks/speed.py). Raises SystemExit where torch is too old to put gradients into a graph.
     """
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         raise SystemExit(f"--compile needs a newer torch than {torch.__version__}; omit --compile")

@@ -143,7 +143,7 @@ def lock(path: Path):
     guard = filelock.FileLock(name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where files cannot be locked, that one exists says as much
+            warnings.simplefilter("ignore")  # where locking is unsupported, the file's existence is the lock
             guard.acquire(timeout=0)
     except filelock.Timeout:
         raise SystemExit(f"{path}: another run is using it; wait for it, or remove {name} if there is none") from None

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # noqa: F401  imported later, by torch itself, its defaults would keep the group alive
+import torch.distributed.nn  # noqa: F401  if torch imports it later, its default arguments keep the group alive
 from torch.nn.parallel import DistributedDataParallel
 
 from support import checkpoint

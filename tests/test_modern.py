@@ -168,10 +168,11 @@ def test_windows_are_a_flag_as_well(monkeypatch, capsys):
     monkeypatch.setattr(modern_mnist, "fit", lambda args: args)
     assert modern_mnist.main(["--epochs", "1", "--windows", "--lines", "1"]).windows is True
     assert modern_mnist.main(["--epochs", "32", "--no-windows"]).windows is False
-    with pytest.raises(SystemExit) as stop:
-        modern_mnist.main(["--windows"])
-    assert stop.value.code == 2
-    assert "add --lines 1" in capsys.readouterr().err
+    for flags in (["--windows"], ["--epochs", "32", "--lines", "2"]):
+        with pytest.raises(SystemExit) as stop:
+            modern_mnist.main(flags)
+        assert stop.value.code == 2
+        assert "use --lines 1 or --no-windows" in capsys.readouterr().err
 
 
 def test_a_short_runs_model_loads_by_the_flags_that_the_docstring_names(tiny, tmp_path, capsys):
