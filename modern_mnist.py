@@ -58,7 +58,7 @@ class RowsAndColumns(nn.Module):
         self.windows, size = nn.Identity(), 28 * lines
         if windows:
             first, second = max(1, hidden_dim // 4), max(1, hidden_dim // 2)
-            # To 8 × 8 places, then to 3 × 3
+            # To 8 × 8 places, then to 3 × 3: +0.11 after 16 epochs (n = 3, docs/accuracy.md)
             self.windows = nn.Sequential(Windows(1, first, 7, 3), Windows(2 * first, second, 4, 2))
             size = 3 * 2 * second * lines
         self.rows = nn.LSTM(size, hidden_dim, n_layer, bidirectional=True)  # the second direction: +0.06
