@@ -408,7 +408,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what is freed instead of giving it back to the kernel; a no-op with another C library.
 
     oneDNN's LSTM takes and frees megabytes at each call. Given back, every page is faulted in again by the next step:
-    up to 1.5 times as long, for 2 % less memory at most (benchmarks/set_up.py; figures in docs/speed.md).
+    up to 1.7 times as long, for 1.3 % less memory at most (benchmarks/set_up.py; figures in docs/speed.md).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
