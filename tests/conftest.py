@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -76,6 +77,7 @@ class Fork:
     Has what the tests need of subprocess.Popen. For what depends on the interpreter's start or end there is `start`.
     """
 
+    one_at_a_time = threading.Lock()  # start() polls all processes: if two threads poll one, its status is 255
     server = multiprocessing.get_context("forkserver")
     ours = ["common", "lstm_mnist", "mlp_mnist", "modern_mnist", "support.files", "support.checkpoint"]
     server.set_forkserver_preload([*ours, "torch.fx.experimental.symbolic_shapes"])  # slow, and DDP imports it
@@ -88,7 +90,8 @@ class Fork:
         arguments = [str(ROOT / command[0]), *map(str, command[1:])]
         where = str(cwd or os.getcwd()), env or {}
         self.process = self.server.Process(target=self.run, args=(arguments, *where, out_end, err_end))
-        self.process.start()
+        with self.one_at_a_time:
+            self.process.start()
         self.pid = self.process.pid
         for end in (out_end, err_end):
             end.close()
@@ -122,7 +125,8 @@ class Fork:
 
     def communicate(self):
         out, err = self.stdout.read(), self.stderr.read()
-        self.process.join()
+        with self.one_at_a_time:
+            self.process.join()
         return out, err
 
 
