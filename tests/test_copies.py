@@ -69,6 +69,14 @@ for main in lstm_mnist.main, modern_mnist.main, mlp_mnist.main:
 """
 
 
+def test_an_import_that_fails_inside_support_is_not_a_missing_folder(copied):
+    (copied / "support").mkdir()
+    (copied / "support" / "__init__.py").write_text("import nothing_of_this_name\n")
+    run = subprocess.run([sys.executable, copied / "mlp_mnist.py", "--help"], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.endswith("ModuleNotFoundError: No module named 'nothing_of_this_name'\n")
+
+
 def test_flags_that_need_support_say_so(copied):
     run = subprocess.run([sys.executable, "-c", EACH, *NEEDING], cwd=copied, capture_output=True, text=True)
     assert run.stdout.split() == ["2"] * 21, run.stderr
