@@ -182,7 +182,7 @@ def main(argv=None):
     add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="strength, in training; 0: none")
-    add("--average", type=common.number(int, 0), metavar="N", help="test weights averaged over 1/N of the run; 0: off")
+    add("--average", type=common.number(int, 0), metavar="N", help="weights averaged over the run's last 1/N; 0: off")
     (args,) = common.parse(parser, argv, {"modern": recipe})
     if args.windows and args.lines != 1:
         parser.error("windows, the default from 32 epochs on, are read a line at a time: use --lines 1 or --no-windows")
