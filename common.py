@@ -123,7 +123,10 @@ def optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
 
 
 def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
-    """Let the model compute in bfloat16 while it trains (`--bf16`); its outputs, and so the loss, stay float32."""
+    """Let the model compute in bfloat16 while it trains (`--bf16`); its outputs, and so the loss, stay float32.
+
+    Raises SystemExit with one line where the device cannot: a CPU without AVX512 has no `nn.LSTM` in bfloat16.
+    """
     forward = model.forward
 
     def autocast(images):
@@ -131,6 +134,10 @@ def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
             return forward(images).float()
 
     model.forward = autocast
+    try:
+        model(torch.zeros(1, 1, 28, 28, device=device))
+    except RuntimeError:
+        raise SystemExit(f"--bf16: {device} cannot train it in bfloat16 (CPUs need AVX512); leave it out") from None
 
 
 class Parts(torch.autograd.Function):

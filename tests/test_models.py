@@ -205,7 +205,8 @@ def test_what_holds_for_one_thread_holds_in_each_part(bf16):
             self.layer = nn.Linear(784, 10)
 
         def forward(self, x):
-            both.wait()  # so that the parts are on two threads
+            if len(x) > 1:  # not the one image that `use_bfloat16` tries
+                both.wait()  # so that the parts are on two threads
             tiny = torch.full((1,), 1e-40).mul(1).item()
             out = self.layer(x.flatten(1))
             states.append((threading.get_ident(), torch.get_num_threads(), tiny, out.dtype))
@@ -217,6 +218,7 @@ def test_what_holds_for_one_thread_holds_in_each_part(bf16):
     with common.session([args]):
         if bf16:
             common.use_bfloat16(model, args.device)
+            states.clear()
         common.in_parts(model, args)
         batches = [(torch.rand(64, 1, 28, 28), torch.arange(64) % 10)]
         lstm_mnist.train(model, batches, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1))
@@ -250,6 +252,7 @@ def test_the_script_works_without_the_call(tiny, tmp_path, capsys):
 
 
 def test_the_returned_model_is_bare(tiny, capsys):
-    model, _ = lstm_mnist.main(["--recipe", "last-hidden", "--data-dir", str(tiny), "--epochs", "1", "--bf16"])
+    flags = ["--cell", "gru", "--bf16"]  # not every CPU has an LSTM in bfloat16
+    model, _ = lstm_mnist.main(["--recipe", "last-hidden", "--data-dir", str(tiny), "--epochs", "1", *flags])
     assert "forward" not in vars(model)
     capsys.readouterr()
