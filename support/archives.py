@@ -79,7 +79,7 @@ def shape_of(data: np.ndarray | None) -> tuple[int, ...] | None:
     """What the header of an IDX file of bytes says of its shape; None where the file is not of that size."""
     if data is None or len(data) < 4 or data[:3].tolist() != [0, 0, 8] or len(data) < 4 + 4 * data[3] or data[3] == 0:
         return None
-    shape = tuple(data[4 : 4 + 4 * data[3]].view(">i4").tolist())
+    shape = tuple(data[4 : 4 + 4 * data[3]].view(">u4").tolist())
     return shape if len(data) == 4 + 4 * len(shape) + math.prod(shape) else None
 
 

@@ -45,6 +45,7 @@ def one_line(path: Path, remedy: str):
         yield
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        reason += " is missing" if isinstance(error, KeyError) else ""
         raise SystemExit(f"{path}: {reason}; {remedy}") from None
 
 
@@ -163,9 +164,10 @@ def resume(path: Path, run) -> None:
         def free(record, *names):  # what a resumed run may change
             return {name: type(run.settings[name])(record[name]) for name in names if name in run.settings}
 
-        follows = {"parts": ("device", "processes"), "bf16": ("device",)}  # what each one's default depends on
-        moved = [name for name, on in follows.items() if any(settings[each] != run.settings[each] for each in on)]
-        own = {"run": str(settings["run"]), **free(settings, "device", "processes", *moved)}
+        moved = ["device", "processes"]
+        for name, on_it in (("device", ["parts", "bf16"]), ("processes", ["parts"])):  # their defaults depend on it
+            moved += on_it if settings.get(name) != run.settings.get(name) else []
+        own = {"run": str(settings["run"]), **free(settings, *moved)}
         check(settings, {**run.settings, **own}, "run")  # first what was asked for, then what follows from it
         check(saved["model"], dict(run.model.state_dict()), "model")
         if run.average:
@@ -176,7 +178,7 @@ def resume(path: Path, run) -> None:
             parameter.grad = torch.zeros_like(parameter)
         probe.step()
         check(saved["optimizer"], probe.state_dict(), "optimizer")
-        changing = ["device", "processes", *follows]
+        changing = ["device", "processes", "parts", "bf16"]
         for epoch, record in enumerate(history):
             scores = {name: record[name] for name in SCORES}
             if not all(type(value) is float and math.isfinite(value) for value in scores.values()):
