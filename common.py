@@ -4,7 +4,7 @@ Flags that read or write files, clean exits and the care for the data set's file
 """
 
 try:
-    from support import archives, exits, files, records  # first: Ctrl-C ends in one line, also in the imports below
+    from support import archives, exits, files, flags, records  # first: Ctrl-C ends in one line, while importing, too
 except ImportError as error:  # copied without support/
     if (error.name or "").split(".")[0] != "support":
         raise
@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import ctypes
 import functools
-import inspect
 import itertools
 import math
 import os
@@ -117,9 +116,8 @@ def loaders(args, transform=None) -> tuple[Loader, Loader]:
 
 def optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
     """torch.optim's `args.optimizer` at `args.lr`, in its variant with the fewest kernels."""
-    kind = getattr(torch.optim, args.optimizer)
-    variant = "fused" if "fused" in inspect.signature(kind).parameters else "foreach"
-    return kind(model.parameters(), lr=args.lr, **{variant: True})
+    variant = "fused" if args.optimizer in ("SGD", "Adam", "AdamW") else "foreach"
+    return getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **{variant: True})
 
 
 def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
@@ -511,22 +509,12 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
             p.error(f"torchrun needs the folder support/ beside {Path(__file__).name}; copy it too")
         processes.hush()
     args = p.parse_args(argv)
-    if PROCESSES > 1 and getattr(args, "compile", False):
-        p.error("--compile works in a single process only; omit it under torchrun")
-    if PROCESSES > 1 and args.device.index is not None:
-        p.error(f"--device {args.device} is one device; under torchrun each process takes its own: use --device cuda")
     names = list(recipes) if "all" in args.recipe else list(dict.fromkeys(args.recipe))
     for name in NEED_SUPPORT:
         if getattr(args, name, None) and not exits:
             p.error(f"--{name.replace('_', '-')} needs the folder support/ beside {Path(__file__).name}; copy it too")
-    if args.predict and not args.load_model:
-        p.error("--predict needs --load-model FILE, the trained model")
-    if args.predict and (args.save_model or args.checkpoint or args.log):
-        p.error("--predict trains nothing: leave out --save-model, --checkpoint and --log")
-    if len(names) > 1 and (args.save_model or args.load_model or args.checkpoint):
-        p.error("--save-model, --load-model, --checkpoint and --predict, and so compare.py, take one --recipe only")
-    if exits and (clash := files.clash(args)):
-        p.error(clash)
+    if exits and (wrong := flags.contradiction(args, names, PROCESSES)):
+        p.error(wrong)
     given = {name: value for name, value in vars(args).items() if value is not None}
     tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
     usual = vars(args) | {"bf16": False, "normalize": False}

@@ -27,21 +27,6 @@ def real(path: Path) -> Path:
     return target
 
 
-def clash(args) -> str | None:
-    """What is wrong where two flags name the same file, in one line; else None."""
-    flags, named = {}, {"--data-dir": args.data_dir.glob("*/raw/*"), "--predict": args.predict or []}
-    named["--plot"] = [args.plot / name for name in PICTURES] if args.plot else []
-    for name in ("load_model", "save_model", "checkpoint", "log"):
-        named[f"--{name.replace('_', '-')}"] = filter(None, [getattr(args, name)])
-    for flag, paths in named.items():
-        with contextlib.suppress(OSError, ValueError):  # what is wrong with a name is said where it is used
-            for path in paths:
-                file = os.stat(path)[1:3] if os.path.exists(path) else real(path)  # a hard link is the same file, too
-                if (other := flags.setdefault(file, flag)) != flag:
-                    return f"{other} and {flag} both name {shown(path)}; give each a file of its own"
-    return None
-
-
 @contextlib.contextmanager
 def ready(runs: list):
     """Make sure before training that what the flags name can be written; keep the checkpoint to this run meanwhile.

@@ -189,6 +189,31 @@ def test_any_two_flags_that_name_one_file_are_refused(tiny, tmp_path, capsys):
     assert (model.read_bytes(), data.read_bytes()) == before
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--save-model", "a", "--plot", "a"], "both name"),
+        (["--save-model", "a", "--checkpoint", "a/c.pt"], "--save-model names {a} and --checkpoint a file in it"),
+        (["--log", "a", "--plot", "a/b"], "--log names {a} and --plot a file in it"),
+        (["--recipe", "sgd", "last-hidden", "--log", "a/sgd/curves.png", "--plot", "a"], "both name"),
+    ],
+)
+def test_a_folder_for_one_flag_is_not_a_file_for_another(argv, words, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--epochs", "1", *argv], capsys)
+    assert status == 2
+    assert words.format(a="a") in line or words.format(a=tmp_path / "a") in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_and_log_may_lie_beside_the_pictures(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = ["--save-model", "a/m.pth", "--log", "a/l.jsonl", "--plot", "a"]
+    mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "1", *files])
+    assert {"m.pth", "l.jsonl", "curves.png"} < {file.name for file in (tmp_path / "a").iterdir()}
+    capsys.readouterr()
+
+
 # what a checkpoint compares
 
 

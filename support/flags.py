@@ -1,0 +1,43 @@
+"""Flags that are each right and contradict each other."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from support import files
+
+
+def contradiction(args, recipes: list[str], processes: int) -> str | None:
+    """What is wrong with the flags of a run of these recipes in so many processes, in one line; else None."""
+    if processes > 1 and getattr(args, "compile", False):
+        return "--compile works in a single process only; omit it under torchrun"
+    if processes > 1 and args.device.index is not None:
+        return f"--device {args.device} is one device; under torchrun each process takes its own: use --device cuda"
+    if args.predict and not args.load_model:
+        return "--predict needs --load-model FILE, the trained model"
+    if args.predict and (args.save_model or args.checkpoint or args.log):
+        return "--predict trains nothing: leave out --save-model, --checkpoint and --log"
+    if len(recipes) > 1 and (args.save_model or args.load_model or args.checkpoint):
+        return "--save-model, --load-model, --checkpoint and --predict, and so compare.py, take one --recipe only"
+    return clash(args, recipes)
+
+
+def clash(args, recipes: list[str]) -> str | None:
+    """What is wrong where two flags name the same file, or one a file in the other's, in one line; else None."""
+    flags, named = {}, {"--data-dir": args.data_dir.glob("*/raw/*"), "--predict": args.predict or []}
+    folders = [args.plot, *(args.plot / name for name in recipes if len(recipes) > 1)] if args.plot else []
+    named["--plot"] = folders + [folder / name for folder in folders for name in files.PICTURES]
+    for name in ("load_model", "save_model", "checkpoint", "log"):
+        named[f"--{name.replace('_', '-')}"] = filter(None, [getattr(args, name)])
+    for flag, paths in named.items():
+        with contextlib.suppress(OSError, ValueError):  # what is wrong with a name is said where it is used
+            for path in paths:
+                # a hard link is the same file, too
+                file = os.stat(path)[1:3] if os.path.exists(path) else files.real(path)
+                if (other := flags.setdefault(file, flag)) != flag:
+                    return f"{other} and {flag} both name {files.shown(path)}; give each a file of its own"
+    for file, flag in flags.items():
+        for folder in file.parents if isinstance(file, Path) else ():
+            if (other := flags.get(folder, flag)) not in (flag, "--plot"):
+                return f"{other} names {files.shown(folder)} and {flag} a file in it; give each a file of its own"
+    return None
