@@ -88,13 +88,11 @@ def main(argv=None):
     parser = common.parser(__file__, __doc__)
     parser.set_defaults(recipe=["mlp"])
     parser.add_argument("--compile", action="store_true", help="the training step as one compiled graph; SGD only")
-    runs = common.parse(parser, argv, RECIPES)
-    if runs[0].compile and runs[0].optimizer != "SGD":
-        parser.error(f"--compile goes with --optimizer SGD, not {runs[0].optimizer}")
-    with common.session(runs):
-        if runs[0].predict:
-            return common.predict(build(runs[0]), runs[0])
-        return fit(runs[0])
+    (args,) = common.parse(parser, argv, RECIPES)
+    if args.compile and args.optimizer != "SGD":
+        parser.error(f"--compile goes with --optimizer SGD, not {args.optimizer}")
+    with common.session([args]):
+        return common.predict(build(args), args) if args.predict else fit(args)
 
 
 if __name__ == "__main__":

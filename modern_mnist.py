@@ -42,7 +42,7 @@ class Windows(nn.Module):
         windows = x.unfold(2, self.size, self.stride).unfold(3, self.size, self.stride)  # (N, C, P, Q, size, size)
         steps = windows.permute(4, 0, 2, 3, 5, 1)  # (size, N, P, Q, size, C)
         _, (h_n, _) = self.lstm(steps.flatten(4).flatten(1, 3))
-        return h_n.transpose(0, 1).flatten(1).view(*steps.shape[1:4], -1).permute(0, 3, 1, 2)
+        return h_n.transpose(0, 1).flatten(1).unflatten(0, steps.shape[1:4]).permute(0, 3, 1, 2)
 
 
 class RowsAndColumns(nn.Module):

@@ -17,8 +17,8 @@ from machine import COUNT, compared, machine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-import compare
 import modern_mnist
+from support.tables import cells
 
 FLAGS = {
     "nothing": "",
@@ -91,7 +91,7 @@ def main():
         "| without | accuracy, held out, % | difference from the full recipe (95 %) | s per epoch |\n|---|---|---|---|"
     )
     for without, row in zip(commands, rows):
-        _, _, _, _, accuracy, difference, seconds = compare.cells(row, "valid_acc")
+        _, _, _, _, accuracy, difference, seconds = cells(row, "valid_acc")
         print(f"| {without} | {accuracy} | {difference or '-'} | {seconds} |")
     print(f"\n{machine()}; n = {args.seeds} seeds, {args.epochs} epochs")
 

@@ -22,6 +22,7 @@ torchrun = "TORCHELASTIC_RUN_ID" in os.environ
 quiet = torchrun and os.environ["LOCAL_RANK"] != "0"  # one process speaks for all that torchrun started on its machine
 program = Path(getattr(sys.modules["__main__"], "__file__", None) or "notebook").resolve()
 if program.parent == Path(__file__).resolve().parents[1] and program.name.endswith(("_mnist.py", "compare.py")):
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  closed: print would take stdout instead
     for each in WAYS:
         signal.signal(each, quit_at_once)
 

@@ -1,9 +1,14 @@
-"""What the flags about files ask for around a training run: load, resume, save after each epoch, log, draw."""
+"""What the flags about files ask for around a training run: load, resume, save after each epoch, log, draw.
+
+And a log's way back, from lines to runs.
+"""
 
 import contextlib
 import errno
 import json
+import math
 import os
+import sys
 import uuid
 from pathlib import Path
 
@@ -81,3 +86,44 @@ def append(path: Path, records: list[dict]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(file)
+
+
+def read(log: Path) -> list[list[dict]]:
+    """The runs in a log, each a list of its epochs' records; what is not a record is named on stderr and left out.
+
+    Raises SystemExit with one line for a file that cannot be read.
+    """
+    try:
+        lines = log.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{log}: cannot be read ({error}); name a file that --log wrote") from None
+    runs, odd = {}, []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not is_record(record):
+                raise ValueError
+        except (ValueError, OverflowError, RecursionError):
+            odd.append(number)
+        else:
+            runs.setdefault(run_of(record), {}).setdefault(record["epoch"], record)  # the same epoch twice is one
+    if odd:
+        few = ", ".join(map(str, odd[:5])) + (" …" if len(odd) > 5 else "")
+        print(f"{log}: skipped what is not an epoch's record: line {few}", file=sys.stderr)
+    return [[epochs[k] for k in sorted(epochs)] for epochs in runs.values()]
+
+
+def is_record(record) -> bool:
+    """Whether it is what `--log` writes: names, whole numbers, finite scores, plain settings."""
+    return (
+        isinstance(record, dict)
+        and all(type(record.get(name)) is str for name in ("script", "recipe"))
+        and all(type(record.get(name)) is int for name in ("seed", "epoch"))
+        and all(type(record.get(name)) in (int, float) and math.isfinite(record[name]) for name in checkpoint.SCORES)
+        and all(value is None or isinstance(value, (str, int, float)) for value in record.values())
+    )
+
+
+def run_of(record: dict) -> tuple:
+    """What the epochs of one run have in common."""
+    return record.get("run"), record["script"], record["recipe"], record["seed"]

@@ -56,6 +56,7 @@ ODD = [
         and not (name == "recipe" and value == "x")
     ),
     json.dumps({**record(1, 0, 0.5), "valid_loss": float("nan")}),
+    json.dumps({**record(1, 0, 0.5), "seconds": 10**400}),
 ]  # fmt: skip
 
 
@@ -97,6 +98,8 @@ def test_two_copies_of_a_script_are_two_rows(tmp_path, capsys):
     first, second = compare.main(["--log", str(log)])
     assert (first["name"], first["mean"]) == ("sgd: a.py", 50)
     assert (second["name"], second["mean"]) == ("sgd: copy/a.py", 70)
+    names = compare.group(runs({1: [0.5]}) + runs({1: [0.7]}, command="a.py"))  # the first was not run by compare.py
+    assert list(names) == ["sgd", "sgd: a.py"]
     names = compare.group(runs({1: [0.5]}) + runs({1: [0.7]}, script="lstm_copy.py"))
     assert list(names) == ["script lstm_mnist.py", "script lstm_copy.py"]
 
@@ -240,14 +243,17 @@ def command(tiny, *more):
 def test_commands_run_once_and_a_failing_one_is_named(tiny, tmp_path, capsys):
     log = tmp_path / "runs.jsonl"
     good, bad = command(tiny, "--epochs", "2"), command(tiny, "--epochs", "two")
+    others = ["nothing-of-this-name x", "nowhere/mlp_mnist.py", f"{tmp_path}/x.py", "true"]
     with pytest.raises(SystemExit) as end:
-        compare.main([good, bad, "nothing-of-this-name x", "true", "--seeds", "1", "--log", str(log)])
+        compare.main([good, bad, *others, "--seeds", "1", "--log", str(log)])
     assert end.value.code == 1
     out, err = capsys.readouterr()
     assert "mlp" in out.splitlines()[1]
     assert f"{bad}, seed 1: failed: mlp_mnist.py: argument --epochs: 'two' is not an integer" in err
     assert "nothing-of-this-name x, seed 1: failed: nothing-of-this-name: No such file" in err
     assert "true, seed 1: failed: trained nothing; " in err
+    for missing in ("nowhere/mlp_mnist.py", f"{tmp_path}/x.py"):
+        assert re.search(rf"{missing}, seed 1: failed: .*can't open file '.*{missing}'", err)
     before = log.read_text()
     (row,) = compare.main([good, "--seeds", "1", "--log", str(log)])
     assert log.read_text() == before

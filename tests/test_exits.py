@@ -1,6 +1,7 @@
 """How a process ends: Ctrl-C at any moment, closed and broken streams, odd ways to start it."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -91,6 +92,14 @@ def test_streams_that_are_full_closed_or_broken(text, status, line, tiny):
     assert run.returncode == status, run.stderr
     assert len(run.stderr.splitlines()) == (1 if line else 0), run.stderr
     assert line is None or line in run.stderr
+
+
+def test_what_is_for_stderr_is_not_put_into_stdout(tiny, tmp_path):
+    """Where stderr is closed, as by `2>&-`."""
+    log = tmp_path / "log.jsonl"
+    run = shell(f'$C "$M --epochs 1" --seeds 1 --format json --log {log} 2>&-', tiny)
+    assert run.returncode == 0
+    assert json.loads(run.stdout)[0]["name"] == "mlp"
 
 
 def test_ctrl_c_after_the_reader_of_both_streams_has_gone(tiny):

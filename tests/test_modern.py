@@ -62,6 +62,13 @@ def test_every_window_is_read_row_by_row_with_the_same_weights():
             torch.testing.assert_close(out[:, :, row, column], torch.cat([*h_n], 1))
 
 
+@pytest.mark.parametrize("windows", [False, True])
+def test_no_images_have_no_outputs(windows):
+    """A process's share of a short batch can be empty."""
+    model = modern_mnist.RowsAndColumns(8, 1, 10, 1, windows)
+    assert model(torch.zeros(0, 1, 28, 28)).shape == (0, 10)
+
+
 def test_with_windows_rows_and_columns_are_those_of_their_map():
     model = modern_mnist.RowsAndColumns(8, 1, 10, 1, windows=True)
     seen = {}
