@@ -88,7 +88,7 @@ def train(args, log: Path) -> bool:
     pool = ThreadPoolExecutor(args.jobs)
     jobs = {pool.submit(run, *job, log, threads, children): job for job in wanted if job not in have}
     try:
-        with tqdm(total=len(jobs), leave=False, disable=not (sys.stderr and sys.stderr.isatty())) as bar:
+        with tqdm(total=len(jobs), leave=False, disable=None) as bar:
             for done in as_completed(jobs):
                 command, seed = jobs[done]
                 try:
@@ -101,10 +101,12 @@ def train(args, log: Path) -> bool:
                 bar.update()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        while any(job.running() for job in jobs):
-            for child in list(children):  # one of them may be starting only now
+        ended = set()
+        while running := [job for job in jobs if job.running()]:
+            for child in children - ended:  # each once, also one that is starting only now
                 child.terminate()
-            wait(jobs, timeout=1)
+                ended.add(child)
+            wait(running, timeout=1)
         with contextlib.suppress(OSError):
             parts(log).rmdir()  # unless something is left to resume
     return well

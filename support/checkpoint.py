@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[object, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd files: what is wrong with them is said in one line
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if not data.startswith(b"PK") and sys.stderr:
+    if not data.startswith(b"PK"):
         print(f"{path}: is in torch's old format, without checksums: damage may go unnoticed", file=sys.stderr)
     return content, hashlib.sha256(data).hexdigest()[:12]
 
