@@ -513,8 +513,6 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     for name in NEED_SUPPORT:
         if getattr(args, name, None) and not exits:
             p.error(f"--{name.replace('_', '-')} needs the folder support/ beside {Path(__file__).name}; copy it too")
-    if exits and (wrong := flags.contradiction(args, names, PROCESSES)):
-        p.error(wrong)
     given = {name: value for name, value in vars(args).items() if value is not None}
     tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
     usual = vars(args) | {"bf16": False, "normalize": False}
@@ -527,4 +525,6 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
             run.parts = max(1, parts) if run.device.type == "cpu" else 1
         if args.plot and len(runs) > 1:
             run.plot = args.plot / run.recipe
+    if exits and (wrong := flags.contradiction(runs, PROCESSES)):
+        p.error(wrong)
     return runs

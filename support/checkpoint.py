@@ -166,7 +166,7 @@ def resume(path: Path, run) -> None:
 
         moved = ["device", "processes"]
         for name, on_it in (("device", ["parts", "bf16"]), ("processes", ["parts"])):  # their defaults depend on it
-            moved += on_it if settings.get(name) != run.settings.get(name) else []
+            moved += on_it if settings[name] != run.settings[name] else []
         own = {"run": str(settings["run"]), **free(settings, *moved)}
         check(settings, {**run.settings, **own}, "run")  # first what was asked for, then what follows from it
         check(saved["model"], dict(run.model.state_dict()), "model")

@@ -7,8 +7,9 @@ from pathlib import Path
 from support import files
 
 
-def contradiction(args, recipes: list[str], processes: int) -> str | None:
-    """What is wrong with the flags of a run of these recipes in so many processes, in one line; else None."""
+def contradiction(runs: list, processes: int) -> str | None:
+    """What is wrong with the flags of these runs, one per recipe, in so many processes, in one line; else None."""
+    args = runs[0]
     if processes > 1 and getattr(args, "compile", False):
         return "--compile works in a single process only; omit it under torchrun"
     if processes > 1 and args.device.index is not None:
@@ -17,15 +18,16 @@ def contradiction(args, recipes: list[str], processes: int) -> str | None:
         return "--predict needs --load-model FILE, the trained model"
     if args.predict and (args.save_model or args.checkpoint or args.log):
         return "--predict trains nothing: leave out --save-model, --checkpoint and --log"
-    if len(recipes) > 1 and (args.save_model or args.load_model or args.checkpoint):
+    if len(runs) > 1 and (args.save_model or args.load_model or args.checkpoint):
         return "--save-model, --load-model, --checkpoint and --predict, and so compare.py, take one --recipe only"
-    return clash(args, recipes)
+    return clash(runs)
 
 
-def clash(args, recipes: list[str]) -> str | None:
+def clash(runs: list) -> str | None:
     """What is wrong where two flags name the same file, or one a file in the other's, in one line; else None."""
+    args = runs[0]
     flags, named = {}, {"--data-dir": args.data_dir.glob("*/raw/*"), "--predict": args.predict or []}
-    folders = [args.plot, *(args.plot / name for name in recipes if len(recipes) > 1)] if args.plot else []
+    folders = [run.plot for run in runs if run.plot]
     named["--plot"] = folders + [folder / name for folder in folders for name in files.PICTURES]
     for name in ("load_model", "save_model", "checkpoint", "log"):
         named[f"--{name.replace('_', '-')}"] = filter(None, [getattr(args, name)])

@@ -1,6 +1,6 @@
-"""What the flags about files ask for around a training run: load, resume, save after each epoch, log, draw.
+"""What the flags about files ask for around a training run: load, resume, save after each epoch, draw.
 
-And a log's way back, from lines to runs.
+And logs, written and read back.
 """
 
 import contextlib

@@ -62,6 +62,16 @@ def tiny(digits, tmp_path_factory):
     return write_mnist(tmp_path_factory.mktemp("tiny"), (x[:250], y[:250]), (xt[:110], yt[:110]))
 
 
+def has_bf16_lstm() -> bool:
+    """Whether this CPU can train an LSTM in bfloat16: one without AVX512 cannot."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        return False
+    return True
+
+
 def start(*command, **options) -> subprocess.Popen:
     """One of the scripts as a process of its own; its output is text."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}

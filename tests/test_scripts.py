@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TUTORIALS, call, start
+from conftest import ROOT, TUTORIALS, call, has_bf16_lstm, start
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
@@ -25,16 +25,6 @@ EPOCH = re.compile(
     r"Time \d\d:\d\d:\d\d"
 )
 SCRIPTS = {"mlp_mnist.py": mlp_mnist.main, "lstm_mnist.py": lstm_mnist.main, "modern_mnist.py": modern_mnist.main}
-
-
-def has_bf16_lstm() -> bool:
-    """Whether this CPU can train an LSTM in bfloat16: one without AVX512 cannot."""
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
-    except RuntimeError:
-        return False
-    return True
 
 
 def results(text):
