@@ -220,7 +220,7 @@ def test_smoothing_is_of_the_loss_that_is_trained_alone(tiny, capsys):
 
 
 def test_it_learns(small, capsys):
-    _, history = modern_mnist.main(["--data-dir", str(small), "--epochs", "2", "--batch-size", "128"])
+    _, history = modern_mnist.main(["--data-dir", str(small), "--epochs", "1", "--batch-size", "64"])
     assert history[-1]["valid_acc"] > 0.9
     capsys.readouterr()
 
