@@ -14,6 +14,8 @@ def training(model, criterion, lr):
     torch._dynamo.config.trace_autograd_ops = True  # gradients within the graph
     parameters = list(model.parameters())
 
+    torch.compiler.reset()  # in a notebook, graphs of runs at other rates count against the eight allowed
+
     @torch.compile(fullgraph=True, dynamic=False)
     def step(images, labels):
         outputs = model(images)

@@ -90,7 +90,7 @@ class Fork:
     one_at_a_time = threading.Lock()  # start() polls all processes: if two threads poll one, its status is 255
     server = multiprocessing.get_context("forkserver")
     ours = ["common", "lstm_mnist", "mlp_mnist", "modern_mnist", "support.files", "support.checkpoint"]
-    server.set_forkserver_preload([*ours, "torch.fx.experimental.symbolic_shapes"])  # slow, and DDP imports it
+    server.set_forkserver_preload([*ours, "torch._dynamo"])  # slow, and optimizers import it
 
     def __init__(self, *command, cwd=None, stderr=None, env=None):
         (out, out_end), (err, err_end) = self.server.Pipe(duplex=False), self.server.Pipe(duplex=False)

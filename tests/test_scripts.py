@@ -235,11 +235,22 @@ def test_the_compiled_step_is_the_loops_mathematics(tiny, monkeypatch, capsys):
     torch.testing.assert_close(step.state_dict(), loop.state_dict(), rtol=1e-5, atol=1e-7)
 
 
+def test_compiled_runs_in_one_process_do_not_add_up(tiny, monkeypatch, capsys):
+    """Two graphs per learning rate, the second for the short last batch; torch allows a function eight."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *step, **options: compile(*step, **options | {"backend": "eager"}))
+    flags = ["--epochs", "1", "--batch-size", "100", "--compile", "--data-dir", str(tiny)]
+    losses = [mlp_mnist.main([*flags, "--lr", f"0.0{n}"])[1][0]["train_loss"] for n in range(1, 6)]
+    assert losses == sorted(losses, reverse=True)
+    capsys.readouterr()
+
+
 def test_compile_without_a_compiler_ends_in_one_line(tiny, tmp_path):
     env = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    run = call("mlp_mnist.py", "--compile", "--data-dir", tiny, "--device", "cpu", env=env)
+    run = start("mlp_mnist.py", "--compile", "--data-dir", tiny, "--device", "cpu", env=env)
+    _, err = run.communicate()
     assert run.returncode == 1
-    errors = [line for line in run.stderr.splitlines() if "CUDA_HOME" not in line]  # torch's own, where CUDA has no GPU
+    errors = [line for line in err.splitlines() if "CUDA_HOME" not in line]  # torch's own, where CUDA has no GPU
     assert len(errors) == 1
     assert "No working C++ compiler" in errors[0]
     assert "omit --compile" in errors[0]
