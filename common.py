@@ -159,14 +159,14 @@ class Parts(torch.autograd.Function):
 
 
 def in_parts(model: torch.nn.Module, args) -> None:
-    """Compute each batch in `args.parts` parts, each from beginning to end on one thread.
+    """On the CPU, compute each batch in `args.parts` parts, each from beginning to end on one thread.
 
     Given two threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another program
     has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
     `sgd` takes 7.8 ms, the tutorial's way 25 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
     Results depend on the parts, not on the number of threads. Without this call everything works, on one thread.
     """
-    if args.parts == 1:
+    if args.device.type != "cpu":
         return
     forward, parameters = model.forward, list(model.parameters())
 
@@ -190,8 +190,11 @@ def in_parts(model: torch.nn.Module, args) -> None:
         return results
 
     def forward_in_parts(images):
-        parts = images.chunk(min(args.parts, max(1, len(images) // SAMPLES)))
-        return Parts.apply(on_threads, forward, torch.is_grad_enabled(), parts, *parameters)
+        recording, most = torch.is_grad_enabled(), args.parts
+        if not recording:  # parts of 125 keep all threads busy, even where training has a single part
+            most = max(most, len(images) // 125)
+        parts = images.chunk(min(most, max(1, len(images) // SAMPLES)))
+        return forward(images) if len(parts) == 1 else Parts.apply(on_threads, forward, recording, parts, *parameters)
 
     model.forward = forward_in_parts
 
