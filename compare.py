@@ -25,10 +25,12 @@ from types import SimpleNamespace
 
 from tqdm import tqdm
 
-from support import exits, files, records
+from support import exits, files, flags, records
 from support.checkpoint import SCORES
 from support.records import read
 from support.tables import group, show, table
+
+PICTURE = "runs.png"  # what --plot draws
 
 
 class Failed(Exception):
@@ -139,11 +141,13 @@ def main(argv=None) -> list[dict]:
             parser.error("a command is empty; leave it out")
         if taken := {"--seed", "--log", "--checkpoint"} & words:
             parser.error(f"{command}: leave out {', '.join(sorted(taken))}; compare.py sets that itself")
+    if args.log and args.plot and (wrong := flags.clash({"--log": [args.log], "--plot": [args.plot / PICTURE]}, [])):
+        parser.error(wrong)
     log = args.log or Path(tempfile.mkstemp(prefix="compare-", suffix=".jsonl")[1])
     resume = "rerun the same command" if args.log else f"rerun with --log {log}"
     with exits.clean(SimpleNamespace(checkpoint=log, resume=resume)):
         if args.plot:
-            files.check_plot(args.plot, ["runs.png"])
+            files.check_plot(args.plot, [PICTURE])
         if not args.commands:
             return report(args, log)
         files.check_writable(log, appended=True)
@@ -179,7 +183,7 @@ def report(args, log: Path) -> list[dict]:
     if args.plot:
         from support import plots
 
-        plots.save(plots.comparison(groups, args.metric, what), args.plot / "runs.png")
+        plots.save(plots.comparison(groups, args.metric, what), args.plot / PICTURE)
     return rows
 
 

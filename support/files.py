@@ -117,14 +117,19 @@ def write(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
+def lock_of(path: Path) -> Path:
+    """The file whose lock keeps another file to one process."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f".{target.name}.lock")
+
+
 @contextlib.contextmanager
 def lock(path: Path):
     """Keep a file to this process; SystemExit with one line where another run has it. A kill frees it.
 
     Two runs on one checkpoint would each take the other's epochs for their own.
     """
-    target = real(path)
-    name = target.with_name(f".{target.name}.lock")
+    target, name = real(path), lock_of(path)
     guard = filelock.FileLock(name)
     try:
         with warnings.catch_warnings():

@@ -276,6 +276,15 @@ def test_a_log_that_cannot_be_written_or_is_in_use(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_picture_does_not_replace_the_log(tmp_path, capsys):
+    log = write(tmp_path / "runs.png")
+    for commands in ([], ["true"]):
+        with pytest.raises(SystemExit) as end:
+            compare.main([*commands, "--log", str(log), "--plot", str(tmp_path)])
+        assert end.value.code == 2
+        assert f"--log and --plot both name {log}; " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("logged", [True, False])
 def test_the_end_of_a_comparison_without_a_finished_run(logged, tmp_path, monkeypatch, capsys):
     """Why it ended is what it says, with a way to resume that works."""

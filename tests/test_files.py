@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -172,13 +173,22 @@ def test_any_two_flags_that_name_one_file_are_refused(tiny, tmp_path, capsys):
     torch.save(mlp_mnist.Net().state_dict(), model)
     (tmp_path / "link").symlink_to(model)
     (tmp_path / "hard").hardlink_to(model)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     data = tiny / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     before = model.read_bytes(), data.read_bytes()
     for argv in (
         ["--load-model", model, "--log", model],
         ["--load-model", model, "--save-model", tmp_path / "link"],
         ["--load-model", model, "--checkpoint", tmp_path / "hard"],
-        ["--load-model", model, "--predict", model],
+        [
+            "--load-model",
+            model,
+            "--predict",
+            tmp_path / "loop",
+            tmp_path / "p" / "curves.png",
+            "--plot",
+            tmp_path / "p",
+        ],
         ["--load-model", model, "--predict", tmp_path / "p" / "predictions.png", "--plot", tmp_path / "p"],
         ["--log", tmp_path / "p" / "curves.png", "--plot", tmp_path / "p"],
         ["--log", data, "--epochs", "1"],
@@ -194,6 +204,8 @@ def test_any_two_flags_that_name_one_file_are_refused(tiny, tmp_path, capsys):
     [
         (["--save-model", "a", "--plot", "a"], "both name"),
         (["--save-model", "a", "--checkpoint", "a/c.pt"], "--save-model names {a} and --checkpoint a file in it"),
+        (["--log", ".c.pt.lock", "--checkpoint", "c.pt"], "both name"),
+        (["--log", "a/curves.png/l", "--plot", "a"], "--plot names {a}/curves.png and --log a file in it"),
         (["--log", "a", "--plot", "a/b"], "--log names {a} and --plot a file in it"),
         (["--recipe", "sgd", "last-hidden", "--log", "a/sgd/curves.png", "--plot", "a"], "both name"),
     ],
@@ -204,6 +216,19 @@ def test_a_folder_for_one_flag_is_not_a_file_for_another(argv, words, tiny, tmp_
     assert status == 2
     assert words.format(a="a") in line or words.format(a=tmp_path / "a") in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_beside_the_data_sets_own_are_not_refused(tiny, tmp_path, capsys):
+    """Nor are flags that only read, whatever they name."""
+    shutil.copytree(tiny, tmp_path / "d")
+    for _ in range(2):
+        mlp_mnist.main(["--data-dir", str(tmp_path / "d"), "--epochs", "1", "--log", str(tmp_path / "d/MNIST/raw/log")])
+    labels = str(tmp_path / "d/MNIST/raw/t10k-labels-idx1-ubyte")
+    status, line = refused(
+        mlp_mnist.main, ["--data-dir", tmp_path / "d", "--load-model", labels, "--epochs", "0"], capsys
+    )
+    assert status == 1
+    assert "torch.save" in line
 
 
 def test_model_and_log_may_lie_beside_the_pictures(tiny, tmp_path, monkeypatch, capsys):
