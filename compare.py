@@ -51,11 +51,12 @@ def run(command: str, seed: int, log: Path, threads: int, children: set) -> list
     elif words[0] == "torchrun" and script:
         words.insert(script, "--")  # otherwise torchrun takes --log for one of its own flags
         words[:1] = [sys.executable, "-m", "torch.distributed.run"]
-    kept = parts(log) / hashlib.sha256(f"{command} {seed}".encode()).hexdigest()[:16]
+    kept = parts(log) / hashlib.sha256(os.fsencode(f"{command} {seed}")).hexdigest()[:16]
     own = ["--seed", str(seed), "--checkpoint", f"{kept}.pt", "--log", f"{kept}.jsonl"]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     try:
-        child = subprocess.Popen([*words, *own], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+        child = subprocess.Popen([*words, *own], env=env, **pipes)
     except OSError as error:
         raise Failed(f"{words[0]}: {error.strerror}") from None
     children.add(child)
@@ -87,9 +88,11 @@ def train(args, log: Path) -> bool:
     wanted = [(command, seed) for seed in seeds for command in dict.fromkeys(args.commands)]
     children, well, threads = set(), True, max(1, common.CORES // args.jobs)
     parts(log).mkdir(exist_ok=True)
-    pool = ThreadPoolExecutor(args.jobs)
-    jobs = {pool.submit(run, *job, log, threads, children): job for job in wanted if job not in have}
+    pool, jobs = ThreadPoolExecutor(args.jobs), {}
     try:
+        for job in wanted:
+            if job not in have:
+                jobs[pool.submit(run, *job, log, threads, children)] = job
         with tqdm(total=len(jobs), leave=False, disable=None) as bar:
             for done in as_completed(jobs):
                 command, seed = jobs[done]
@@ -141,6 +144,10 @@ def main(argv=None) -> list[dict]:
             parser.error("a command is empty; leave it out")
         if taken := {"--seed", "--log", "--checkpoint"} & words:
             parser.error(f"{command}: leave out {', '.join(sorted(taken))}; compare.py sets that itself")
+        if "--predict" in words:
+            parser.error(f"{command}: leave out --predict, which trains nothing")
+        if args.seeds > 1 and (taken := {"--save-model", "--plot"} & words):
+            parser.error(f"{command}: leave out {', '.join(sorted(taken))}; each seed would replace the one before")
     if args.log and args.plot and (wrong := flags.clash({"--log": [args.log], "--plot": [args.plot / PICTURE]}, [])):
         parser.error(wrong)
     log = args.log or Path(tempfile.mkstemp(prefix="compare-", suffix=".jsonl")[1])

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 WAYS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
+OUT_OF_MEMORY = ["memory", "bad_alloc", "could not create a primitive"]  # in what torch raises then
 
 
 def quit_at_once(number, _) -> None:
@@ -52,7 +53,7 @@ def clean(args=None):
 
     def stop(number, _):
         for each in WAYS:  # the second Ctrl-C of an impatient user must not cut the ending short
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, lambda *_: None)  # a program started now would inherit SIG_IGN
         raise KeyboardInterrupt(*WAYS[number])
 
     if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
@@ -68,7 +69,7 @@ def clean(args=None):
         elif torchrun and os.environ["RANK"] != "0":
             remedy = "what was saved is on rank 0's machine"
         if before.get(signal.SIGINT) is quit_at_once:
-            before = {}  # the process ends here
+            before = dict.fromkeys(before, signal.SIG_IGN)  # the process ends here
         with contextlib.suppress(OSError):  # stderr may lead to a process that has ended, too
             print("" if quiet else f"{how}; {remedy}\n", end="", file=sys.stderr)
         with contextlib.suppress(OSError):
@@ -81,7 +82,7 @@ def clean(args=None):
         raise SystemExit(141 if isinstance(error, BrokenPipeError) else f"stopped: {reason}") from None
     except (MemoryError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["out of memory"])[0]
-        if isinstance(error, MemoryError) or "memory" in reason or "could not create a primitive" in reason:
+        if isinstance(error, MemoryError) or any(words in reason for words in OUT_OF_MEMORY):
             raise SystemExit(f"stopped: {reason}; lower --batch-size or --test-batch-size") from None
         if getattr(args, "compile", False) and "ompile" in str(error):
             raise SystemExit(f"stopped: {reason}; --compile needs a C++ compiler such as g++; omit --compile") from None

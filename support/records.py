@@ -6,7 +6,6 @@ And logs, written and read back.
 import contextlib
 import errno
 import json
-import math
 import os
 import sys
 import uuid
@@ -94,7 +93,7 @@ def read(log: Path) -> list[list[dict]]:
     Raises SystemExit with one line for a file that cannot be read.
     """
     try:
-        lines = log.read_text(encoding="utf-8").splitlines()
+        lines = log.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"{log}: cannot be read ({error}); name a file that --log wrote") from None
     runs, odd = {}, []
@@ -114,12 +113,13 @@ def read(log: Path) -> list[list[dict]]:
 
 
 def is_record(record) -> bool:
-    """Whether it is what `--log` writes: names, whole numbers, finite scores, plain settings."""
+    """Whether it is what `--log` writes: names, whole numbers, scores that can be added up, plain settings."""
     return (
         isinstance(record, dict)
         and all(type(record.get(name)) is str for name in ("script", "recipe"))
         and all(type(record.get(name)) is int for name in ("seed", "epoch"))
-        and all(type(record.get(name)) in (int, float) and math.isfinite(record[name]) for name in checkpoint.SCORES)
+        and type(record.get("parameters", 0)) is int
+        and all(type(record.get(name)) in (int, float) and abs(record[name]) < 1e100 for name in checkpoint.SCORES)
         and all(value is None or isinstance(value, (str, int, float)) for value in record.values())
     )
 

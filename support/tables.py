@@ -16,7 +16,8 @@ def group(runs: list[list[dict]]) -> dict[str, list[list[dict]]]:
     """The runs by settings and command, as `{name: runs}`; a name says what differs between them, nothing else."""
     groups = {}
     for run in runs:
-        settings = {name: value for name, value in run[-1].items() if name not in NOT_SETTINGS} | {"epochs": len(run)}
+        settings = {k: value for k, value in run[-1].items() if k not in NOT_SETTINGS and value is not None}
+        settings["epochs"] = len(run)
         command = run[-1].get("command")  # two copies of a script can differ in more than their settings
         groups.setdefault((json.dumps(settings, sort_keys=True), command), (settings, []))[1].append(run)
     every = [settings for settings, _ in groups.values()]
@@ -32,6 +33,9 @@ def group(runs: list[list[dict]]) -> dict[str, list[list[dict]]]:
         labels.append(", ".join(words))
     twice = {label for label in labels if labels.count(label) > 1}
     labels = [f"{name}: {how}" if how and name in twice else name for name, (_, how) in zip(labels, groups)]
+    labels = [label.encode(errors="replace").decode() for label in labels]  # a command may not be UTF-8
+    # none may hide another, even where they differ as 1 and "1" do
+    labels = [f"{name} ({labels[:k].count(name) + 1})" if name in labels[:k] else name for k, name in enumerate(labels)]
     return {label: members for label, (_, members) in zip(labels, groups.values())}
 
 
@@ -100,6 +104,7 @@ def show(rows: list[dict], form: str, metric: str, best: bool, what: str) -> str
     lines += [cells(row, metric) for row in rows]
     if form == "markdown":
         lines.insert(1, ["---"] * len(lines[0]))
+        lines = [[word.replace("|", r"\|") for word in line] for line in lines]
         text = [f"| {' | '.join(line)} |" for line in lines]
     else:
         widths = [max(map(len, column)) for column in zip(*lines)]

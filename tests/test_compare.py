@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -57,6 +58,8 @@ ODD = [
     ),
     json.dumps({**record(1, 0, 0.5), "valid_loss": float("nan")}),
     json.dumps({**record(1, 0, 0.5), "seconds": 10**400}),
+    json.dumps({**record(1, 0, 0.5), "train_loss": 1.7e308}),
+    json.dumps({**record(1, 0, 0.5), "parameters": "many"}),
 ]  # fmt: skip
 
 
@@ -102,6 +105,18 @@ def test_two_copies_of_a_script_are_two_rows(tmp_path, capsys):
     assert list(names) == ["sgd", "sgd: a.py"]
     names = compare.group(runs({1: [0.5]}) + runs({1: [0.7]}, script="lstm_copy.py"))
     assert list(names) == ["script lstm_mnist.py", "script lstm_copy.py"]
+
+
+def test_no_row_hides_another(tmp_path, capsys):
+    """A setting that is not there is as one that is null, as before there was such a flag."""
+    one, two = runs({1: [0.5]}, load_model=None), runs({2: [0.7]})
+    assert {name: len(members) for name, members in compare.group(one + two).items()} == {"sgd": 2}
+    odd = runs({1: [0.5]}, lr="0.1") + runs({1: [0.6]}) + runs({1: [0.7]}, lr="0.1", load_model="None")
+    odd += runs({1: [0.8]}, cell="a|b\udcff")
+    rows = compare.main(["--log", str(write(tmp_path / "a.jsonl", odd)), "--format", "markdown"])
+    assert [row["mean"] for row in rows] == [50, 60, 70, 80]
+    assert len({row["name"] for row in rows}) == 4
+    assert r"a\|b?" in capsys.readouterr().out
 
 
 def test_held_out_images_are_not_called_the_test_set(tmp_path, capsys):
@@ -222,6 +237,8 @@ def test_the_picture_has_the_tables_name_and_unit_of_each_metric():
         (["--jobs", "0", "x.py"], "--jobs"),
         (["mlp_mnist.py --seed 3"], "--seed"),
         (["mlp_mnist.py --checkpoint=c.pt"], "--checkpoint"),
+        (["mlp_mnist.py --load-model m --predict x.png"], "--predict"),
+        (["mlp_mnist.py --save-model=m.pth"], "--save-model"),
         (["--metric", "speed", "x.py"], "--metric"),
         (["mlp_mnist.py 'x"], "No closing quotation"),
         ([" "], "empty"),
@@ -283,6 +300,37 @@ def test_the_picture_does_not_replace_the_log(tmp_path, capsys):
             compare.main([*commands, "--log", str(log), "--plot", str(tmp_path)])
         assert end.value.code == 2
         assert f"--log and --plot both name {log}; " in capsys.readouterr().err
+
+
+def test_bytes_that_are_not_text(tmp_path, capfd):
+    """In a command, and in what it says."""
+    commands = ["sh -c 'exit 3' \udcff", "sh -c 'printf \"a\\377b\" >&2; exit 1'"]
+    with pytest.raises(SystemExit) as end:
+        compare.main([*commands, "--seeds", "1", "--log", str(tmp_path / "l.jsonl")])
+    assert end.value.code == 1
+    err = capfd.readouterr().err
+    assert "failed: ended with status 3" in err
+    assert "failed: a\N{REPLACEMENT CHARACTER}b" in err
+
+
+def test_an_interruption_while_runs_are_queued_ends_the_one_that_started(tmp_path, monkeypatch, capsys):
+    pid, submit = tmp_path / "pid", ThreadPoolExecutor.submit
+
+    def once(pool, *job):
+        if pid.exists():
+            raise KeyboardInterrupt
+        future = submit(pool, *job)
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.01)
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", once)
+    with pytest.raises(SystemExit) as end:
+        compare.main([f"sh -c 'echo $$ > {pid}; exec sleep 60'", "--seeds", "2", "--log", str(tmp_path / "l.jsonl")])
+    assert end.value.code == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("logged", [True, False])

@@ -147,6 +147,20 @@ def test_signals_inside_and_handlers_afterwards(number, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_program_that_is_started_after_a_signal_can_be_ended(capsys):
+    def stopped():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            children.append(subprocess.run(["sh", "-c", "kill -TERM $$; exit 0"]))
+
+    children = []
+    with pytest.raises(SystemExit), exits.clean():
+        stopped()
+    assert children[0].returncode == -signal.SIGTERM
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(("rank", "local", "line"), [
     (0, 0, "interrupted; no checkpoint was written (--checkpoint FILE)\n"),
     (1, 1, ""),
