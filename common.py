@@ -123,7 +123,8 @@ def optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
 def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
     """Let the model compute in bfloat16 while it trains (`--bf16`); its outputs, and so the loss, stay float32.
 
-    Raises SystemExit with one line where the device cannot: a CPU without AVX512 has no `nn.LSTM` in bfloat16.
+    Raises SystemExit with one line where the device cannot: a CPU without AVX512 has no `nn.LSTM` in bfloat16. Other
+    RuntimeErrors, such as for want of memory, pass.
     """
     forward = model.forward
 
@@ -134,8 +135,11 @@ def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
     model.forward = autocast
     try:
         model(torch.zeros(1, 1, 28, 28, device=device))
-    except RuntimeError:
-        raise SystemExit(f"--bf16: {device} cannot train it in bfloat16 (CPUs need AVX512); leave it out") from None
+    except RuntimeError as error:
+        if "primitive" not in str(error) and "bfloat16" not in str(error).lower():
+            raise
+        why = f"this model cannot be trained in bfloat16 on {device} (for an LSTM a CPU needs AVX512)"
+        raise SystemExit(f"--bf16: {why}; leave it out") from None
 
 
 class Parts(torch.autograd.Function):
@@ -253,8 +257,6 @@ class Run:
         self.scheduler, self.average = scheduler, average
         self.result = average.module if average else model  # what is tested, saved and returned
         self.train_loader, self.test_loader, self.history = train_loader, test_loader, []
-        if args.bf16:
-            use_bfloat16(model, args.device)
         names = ["script", "recipe", *getattr(args, "logged", []), "cell", "hidden", "layers", "seed", "device"]
         names += ["dataset", "optimizer", "lr", "batch_size", "test_batch_size", "parts", "normalize", "bf16"]
         names += ["compile", "dry_run", "hold_out"]
@@ -274,6 +276,8 @@ class Run:
             average.update_parameters(model)  # the first update copies, including what --load-model has just read
         if PROCESSES > 1:
             processes.agree(self)
+        if args.bf16 and len(self.history) < args.epochs:
+            use_bfloat16(model, args.device)
 
     def score(self, seen: list) -> tuple[float, float]:
         """Mean cross-entropy and accuracy of what all processes saw."""

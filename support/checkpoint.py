@@ -167,6 +167,7 @@ def resume(path: Path, run) -> None:
         moved = ["device", "processes"]
         for name, on_it in (("device", ["parts", "bf16"]), ("processes", ["parts"])):  # their defaults depend on it
             moved += on_it if settings[name] != run.settings[name] else []
+        moved += ["bf16"] if len(history) >= run.args.epochs else []  # nothing is left to train
         own = {"run": str(settings["run"]), **free(settings, *moved)}
         check(settings, {**run.settings, **own}, "run")  # first what was asked for, then what follows from it
         check(saved["model"], dict(run.model.state_dict()), "model")

@@ -89,6 +89,7 @@ def test_a_run_moves_to_another_device_with_that_devices_defaults(tiny, tmp_path
     torch.save(content, file)
     with pytest.raises(SystemExit, match="bf16 was True, now False"):  # only parts follow the processes
         lstm_mnist.main([*flags, "--parts", "2", "--epochs", "2"])
+    lstm_mnist.main([*flags, "--parts", "2", "--epochs", "1"])  # trains nothing
     for record in (content["run"], *content["history"]):
         record.update(processes=1, device="cuda")
     torch.save(content, file)

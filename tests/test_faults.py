@@ -186,7 +186,7 @@ def fresh(model=None, seed=1):
     optimizer = common.optimizer(model, SimpleNamespace(optimizer="Adam", lr=0.01))
     loader = SimpleNamespace(generator=torch.Generator().manual_seed(seed))
     run = SimpleNamespace(model=model, optimizer=optimizer, train_loader=loader, settings=RUN, history=[])
-    return SimpleNamespace(**vars(run), scheduler=None, average=None)
+    return SimpleNamespace(**vars(run), scheduler=None, average=None, args=SimpleNamespace(epochs=9))
 
 
 def trained(epochs=2):

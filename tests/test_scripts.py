@@ -197,13 +197,21 @@ def test_bf16_trains_otherwise_and_about_as_well(script, small, tmp_path, capsys
 @pytest.mark.parametrize("script", ["lstm_mnist.py", "modern_mnist.py"])
 def test_bf16_says_where_the_device_cannot(script, tiny, monkeypatch):
     """As it is on a CPU without AVX512."""
+    reason = "could not create a primitive descriptor for the LSTM forward propagation primitive"
 
     def forward(self, *_):
-        raise RuntimeError("could not create a primitive descriptor for the LSTM forward propagation primitive")
+        raise RuntimeError(reason)
 
+    flags = ["--epochs", "0", "--device", "cpu", "--data-dir", str(tiny), "--bf16"]
+    SCRIPTS[script](flags)  # trains nothing
     monkeypatch.setattr(torch.nn.LSTM, "forward", forward)
-    with pytest.raises(SystemExit, match=r"^--bf16: cpu cannot train it in bfloat16 \(CPUs need AVX512\); leave it"):
-        SCRIPTS[script](["--epochs", "1", "--device", "cpu", "--data-dir", str(tiny), "--bf16"])
+    with pytest.raises(
+        SystemExit, match=r"^--bf16: this model cannot .* on cpu \(for an LSTM .* AVX512\); leave it out$"
+    ):
+        SCRIPTS[script]([*flags, "--epochs", "1"])
+    reason = "std::bad_alloc"
+    with pytest.raises(SystemExit, match=f"^stopped: {reason}; lower --batch-size"):
+        SCRIPTS[script]([*flags, "--epochs", "1"])
 
 
 @pytest.mark.parametrize("flags", [[], pytest.param(["--bf16"], marks=pytest.mark.slow)])
@@ -271,6 +279,7 @@ def test_compile_with_an_older_torch_ends_in_one_line(tiny, monkeypatch, capsys)
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory", "lower --batch-size"),
         (OSError(5, "Input/output error", "x.jsonl"), "x.jsonl", "stopped: "),
         (RuntimeError("could not create a primitive"), "create a primitive", "lower --batch-size"),
+        (RuntimeError("std::bad_alloc"), "bad_alloc", "lower --batch-size"),
     ],
 )
 def test_what_stops_a_run_from_outside_gets_one_line(error, status, said, monkeypatch, capsys):
