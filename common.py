@@ -123,8 +123,8 @@ def optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
 def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
     """Let the model compute in bfloat16 while it trains (`--bf16`); its outputs, and so the loss, stay float32.
 
-    Raises SystemExit with one line where the device cannot: a CPU without AVX512 has no `nn.LSTM` in bfloat16. Other
-    RuntimeErrors, such as for want of memory, pass.
+    Raises SystemExit with one line where the device cannot: a CPU without AVX512 has no `nn.LSTM` in bfloat16. Running
+    out of memory stays a RuntimeError.
     """
     forward = model.forward
 
