@@ -168,7 +168,8 @@ def in_parts(model: torch.nn.Module, args) -> None:
     Given two threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another program
     has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
     `sgd` takes 7.8 ms, the tutorial's way 25 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
-    Results depend on the parts, not on the number of threads. Without this call everything works, on one thread.
+    Results depend on the parts, not on the number of threads. Evaluation takes parts of about 125 images where those
+    are more, as training on small batches has a single one. Without this call everything works, on one thread.
     """
     if args.device.type != "cpu":
         return
@@ -195,7 +196,7 @@ def in_parts(model: torch.nn.Module, args) -> None:
 
     def forward_in_parts(images):
         recording, most = torch.is_grad_enabled(), args.parts
-        if not recording:  # parts of 125 keep all threads busy, even where training has a single part
+        if not recording:
             most = max(most, len(images) // 125)
         parts = images.chunk(min(most, max(1, len(images) // SAMPLES)))
         return forward(images) if len(parts) == 1 else Parts.apply(on_threads, forward, recording, parts, *parameters)

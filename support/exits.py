@@ -69,7 +69,8 @@ def clean(args=None):
         elif torchrun and os.environ["RANK"] != "0":
             remedy = "what was saved is on rank 0's machine"
         if before.get(signal.SIGINT) is quit_at_once:
-            before = dict.fromkeys(before, signal.SIG_IGN)  # the process ends here
+            # the process ends here; on its way out Python removes handlers of its own, but not SIG_IGN
+            before = dict.fromkeys(before, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # stderr may lead to a process that has ended, too
             print("" if quiet else f"{how}; {remedy}\n", end="", file=sys.stderr)
         with contextlib.suppress(OSError):

@@ -129,7 +129,8 @@ def lock(path: Path):
 
     Two runs on one checkpoint would each take the other's epochs for their own.
     """
-    target, name = real(path), lock_of(path)
+    target = real(path)
+    name = lock_of(target)
     guard = filelock.FileLock(name)
     try:
         with warnings.catch_warnings():

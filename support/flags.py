@@ -28,9 +28,8 @@ def contradiction(runs: list, processes: int) -> str | None:
     named = {"--data-dir": [args.data_dir / file for file in data], "--predict": args.predict or []}
     named["--plot"] = folders + [folder / name for folder in folders for name in files.PICTURES]
     for name in ("load_model", "save_model", "checkpoint", "log"):
-        named[f"--{name.replace('_', '-')}"] = filter(None, [getattr(args, name)])
-    if args.checkpoint:
-        named["--checkpoint"] = [args.checkpoint, files.lock_of(args.checkpoint)]
+        named[f"--{name.replace('_', '-')}"] = list(filter(None, [getattr(args, name)]))
+    named["--checkpoint"] += [files.lock_of(path) for path in named["--checkpoint"]]
     return clash(named, folders)
 
 

@@ -47,6 +47,14 @@ def test_a_log_is_read_run_by_run_and_each_epoch_once(tmp_path, capsys):
     assert capsys.readouterr().err == f"{log}: skipped what is not an epoch's record: line 11\n"
 
 
+def test_a_byte_order_mark_hides_no_record(tmp_path, capsys):
+    """As PowerShell writes it."""
+    log = write(tmp_path / "a.jsonl", runs({1: [0.5]}))
+    log.write_text(log.read_text(), encoding="utf-8-sig")
+    assert len(compare.read(log)) == 1
+    assert capsys.readouterr().err == ""
+
+
 ODD = [
     "null", "3", '"x"', "[]", "[1, 2]", "{}", '{"epoch": 1}', "NaN", "[" * 100000,
     *(

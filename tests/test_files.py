@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tiny, tmp_path
 
 
 def test_any_two_flags_that_name_one_file_are_refused(tiny, tmp_path, capsys):
-    model = tmp_path / "m.pth"
+    model, folder = tmp_path / "m.pth", tmp_path / "p"
     torch.save(mlp_mnist.Net().state_dict(), model)
     (tmp_path / "link").symlink_to(model)
     (tmp_path / "hard").hardlink_to(model)
@@ -180,17 +180,9 @@ def test_any_two_flags_that_name_one_file_are_refused(tiny, tmp_path, capsys):
         ["--load-model", model, "--log", model],
         ["--load-model", model, "--save-model", tmp_path / "link"],
         ["--load-model", model, "--checkpoint", tmp_path / "hard"],
-        [
-            "--load-model",
-            model,
-            "--predict",
-            tmp_path / "loop",
-            tmp_path / "p" / "curves.png",
-            "--plot",
-            tmp_path / "p",
-        ],
-        ["--load-model", model, "--predict", tmp_path / "p" / "predictions.png", "--plot", tmp_path / "p"],
-        ["--log", tmp_path / "p" / "curves.png", "--plot", tmp_path / "p"],
+        ["--load-model", model, "--predict", tmp_path / "loop", folder / "curves.png", "--plot", folder],
+        ["--load-model", model, "--predict", folder / "predictions.png", "--plot", folder],
+        ["--log", folder / "curves.png", "--plot", folder],
         ["--log", data, "--epochs", "1"],
     ):
         status, line = refused(mlp_mnist.main, ["--data-dir", tiny, *argv], capsys)
