@@ -1,6 +1,6 @@
 """Data loaders, accuracy, timing and flags: what each script needs. A script and this file train on their own.
 
-Flags that read or write files, clean exits and the care for the data set's files are in support/.
+What some flags and torchrun need beyond that, clean exits and the care for the data set's files are in support/.
 """
 
 try:
@@ -42,7 +42,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # fewest images in a part of a batch, by default twice as many: smaller parts cost more than they gain
+SAMPLES = 16  # a part of a batch has at least so many images, by default twice as many: smaller parts do not pay
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -98,12 +98,10 @@ def loaders(args, transform=None) -> tuple[Loader, Loader]:
     Raises SystemExit with one line where nothing would be left to train on.
     """
     training, test = read(args.data_dir, args.dataset)
-    if args.hold_out:
-        if args.hold_out >= len(training[1]):
-            raise SystemExit(
-                f"--hold-out {args.hold_out} leaves no training images (there are {len(training[1])}); lower it"
-            )
-        training, test = zip(*(each.split([len(each) - args.hold_out, args.hold_out]) for each in training))
+    if n := args.hold_out:
+        if n >= len(training[1]):
+            raise SystemExit(f"--hold-out {n} leaves no training images (there are {len(training[1])}); lower it")
+        training, test = zip(*((each[:-n], each[-n:]) for each in training))
     both, generator = [], torch.Generator().manual_seed(args.seed)
     for (images, labels), size, *more in (
         (training, args.batch_size, generator, args.normalize, transform),
@@ -168,8 +166,8 @@ def in_parts(model: torch.nn.Module, args) -> None:
     Given two threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another program
     has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
     `sgd` takes 7.8 ms, the tutorial's way 25 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
-    Results depend on the parts, not on the number of threads. Evaluation takes parts of about 125 images where those
-    are more, as training on small batches has a single one. Without this call everything works, on one thread.
+    Results depend on the parts, not on the number of threads. Evaluation takes parts of about 125 images where that
+    gives more parts, even with `--parts 1`. Without this call everything works, on one thread.
     """
     if args.device.type != "cpu":
         return
@@ -299,7 +297,7 @@ class Run:
     def batches(self):
         """The training batches of an epoch in pieces; between two pieces lines are printed and the bar moves.
 
-        `trained` takes up the outputs and labels of every batch of a piece before the next piece is asked for.
+        The caller adds each piece's outputs and labels to `trained` before it asks for the next.
         """
         loader, done, total = iter(self.train_loader), 0, len(self.train_loader)
         interval, on_terminal = self.args.log_interval or total, bool(sys.stderr) and sys.stderr.isatty()
@@ -425,9 +423,8 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
 
 
 class Parser(argparse.ArgumentParser):
@@ -512,15 +509,12 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
 
     Raises SystemExit with status 2 and one line for a bad flag, or flags that contradict each other.
     """
-    if PROCESSES > 1:
-        if not exits:
-            p.error(f"torchrun needs the folder support/ beside {Path(__file__).name}; copy it too")
-        processes.hush()
     args = p.parse_args(argv)
     names = list(recipes) if "all" in args.recipe else list(dict.fromkeys(args.recipe))
-    for name in NEED_SUPPORT:
-        if getattr(args, name, None) and not exits:
-            p.error(f"--{name.replace('_', '-')} needs the folder support/ beside {Path(__file__).name}; copy it too")
+    needing = [f"--{name.replace('_', '-')}" for name in NEED_SUPPORT if getattr(args, name, None)]
+    needing += ["torchrun"] if PROCESSES > 1 else []
+    if needing and not exits:
+        p.error(f"{needing[0]} needs the folder support/ beside {Path(__file__).name}; copy it too")
     given = {name: value for name, value in vars(args).items() if value is not None}
     tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
     usual = vars(args) | {"bf16": False, "normalize": False}

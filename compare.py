@@ -37,10 +37,10 @@ class Failed(Exception):
     """A run that failed, with its last line."""
 
 
-def run(command: str, seed: int, log: Path, threads: int, children: set) -> list[dict]:
+def run(command: str, seed: int, log: Path, parts: Path, threads: int, children: set) -> list[dict]:
     """Train one command with one seed in a process of its own; its records, which the log then has, too.
 
-    Until it ends its epochs are kept beside the log, so that a comparison that was killed resumes there. Raises Failed.
+    Until it ends its epochs are kept in the folder `parts`, where a comparison that was killed resumes. Raises Failed.
     """
     words = shlex.split(command)
     script = next((k for k, word in enumerate(words) if word.endswith(".py")), None)
@@ -51,7 +51,7 @@ def run(command: str, seed: int, log: Path, threads: int, children: set) -> list
     elif words[0] == "torchrun" and script:
         words.insert(script, "--")  # otherwise torchrun takes --log for one of its own flags
         words[:1] = [sys.executable, "-m", "torch.distributed.run"]
-    kept = parts(log) / hashlib.sha256(os.fsencode(f"{command} {seed}")).hexdigest()[:16]
+    kept = parts / hashlib.sha256(os.fsencode(f"{command} {seed}")).hexdigest()[:16]
     own = ["--seed", str(seed), "--checkpoint", f"{kept}.pt", "--log", f"{kept}.jsonl"]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     try:
@@ -76,23 +76,19 @@ def run(command: str, seed: int, log: Path, threads: int, children: set) -> list
     return epochs
 
 
-def parts(log: Path) -> Path:
-    """The folder beside a log in which runs that are not finished are kept."""
-    return log.with_name(f"{log.name}.parts")
-
-
 def train(args, log: Path) -> bool:
     """Run what the log does not have yet, seed by seed; whether all of it went well."""
     have = {(epochs[0].get("command"), epochs[0]["seed"]) for epochs in read(log)}
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    wanted = [(command, seed) for seed in seeds for command in dict.fromkeys(args.commands)]
+    commands = dict.fromkeys(args.commands)
+    missing = [(command, seed) for seed in seeds for command in commands if (command, seed) not in have]
     children, well, threads = set(), True, max(1, common.CORES // args.jobs)
-    parts(log).mkdir(exist_ok=True)
+    parts = log.with_name(f"{log.name}.parts")  # runs that are not finished
+    parts.mkdir(exist_ok=True)
     pool, jobs = ThreadPoolExecutor(args.jobs), {}
     try:
-        for job in wanted:
-            if job not in have:
-                jobs[pool.submit(run, *job, log, threads, children)] = job
+        for job in missing:
+            jobs[pool.submit(run, *job, log, parts, threads, children)] = job
         with tqdm(total=len(jobs), leave=False, disable=None) as bar:
             for done in as_completed(jobs):
                 command, seed = jobs[done]
@@ -113,7 +109,7 @@ def train(args, log: Path) -> bool:
                 ended.add(child)
             wait(running, timeout=1)
         with contextlib.suppress(OSError):
-            parts(log).rmdir()  # unless something is left to resume
+            parts.rmdir()  # unless something is left to resume
     return well
 
 

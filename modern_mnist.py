@@ -10,7 +10,7 @@ and 254 s, 99.62 ± 0.02 after 32 and 895 s (n = 5); AMD EPYC, 2 cores, torch 2.
 compare.py --seeds 10 "modern_mnist.py --epochs 1"` and so on.
 """
 
-# A comment such as "+0.12" is the points of accuracy that an ingredient brings: what leaving it out costs after 4
+# A comment such as "+0.12" gives the points of accuracy that an ingredient adds: what leaving it out costs after 4
 # epochs, on held-out images (n = 3, `python benchmarks/leave_out.py --log l.jsonl`). All intervals but one contain 0.
 
 import common  # first: from here on Ctrl-C ends in one line, also while torch is being imported

@@ -1,6 +1,6 @@
 """A data set's four files read with care: each is whole and of the right form, and none is ever written over.
 
-An unpacked file is read as it is; where there is none, or what a kill left of one, its archive is unpacked in memory,
+An unpacked file is read as it is; where there is none, or only an incomplete one, its archive is unpacked in memory,
 which takes a fifth of a second and leaves nothing behind; where there is neither, the archive is downloaded.
 """
 
@@ -27,11 +27,11 @@ def read(root: Path, folder: str = "MNIST") -> list[tuple[torch.Tensor, torch.Te
     raw = root / folder / "raw"
     files = [raw / name for name in FILES]
     try:
-        missing = [k for k, file in enumerate(files) if not (file.exists() or archive_of(file).exists())]
-        if missing and any(file.exists() and not archive_of(file).exists() for file in files):
+        missing = [k for k, file in enumerate(files) if not (file.exists() or file.with_suffix(".gz").exists())]
+        if missing and any(file.exists() and not file.with_suffix(".gz").exists() for file in files):
             raise SystemExit(f"{files[missing[0]]}: is missing; put it beside the others")  # never another set's
         for k in missing:
-            download(archive_of(files[k]), folder)
+            download(files[k].with_suffix(".gz"), folder)
         loaded = [load(file) for file in files]
     except OSError as error:
         what = error.filename or raw
@@ -49,14 +49,9 @@ def read(root: Path, folder: str = "MNIST") -> list[tuple[torch.Tensor, torch.Te
     return [(images, labels.long()) for (images, _), (labels, _) in zip(loaded[::2], loaded[1::2])]
 
 
-def archive_of(file: Path) -> Path:
-    """The archive beside an unpacked file."""
-    return file.with_name(f"{file.name}.gz")
-
-
 def load(file: Path) -> tuple[torch.Tensor, Path]:
     """The bytes of an IDX file in the shape that its header says, and where they are from: the file or its archive."""
-    packed = archive_of(file)
+    packed = file.with_suffix(".gz")
     data = np.fromfile(file, np.uint8) if file.exists() else None
     shape = shape_of(data)
     if shape and packed.exists():

@@ -1,8 +1,8 @@
 """Model files and checkpoints: written atomically, validated on load, nothing in them ever executed.
 
 A model file is the bare state_dict and loads into the tutorial's own class. A checkpoint holds all that is needed to
-resume: model, optimizer, random states, the run's settings and its epochs so far. Both are torch's zip files; the
-checksum that a zip keeps of each entry is compared before anything is read.
+resume: model, optimizer, averaged weights, random states, the run's settings and its epochs so far. Both are torch's
+zip files; the checksum that a zip keeps of each entry is compared before anything is read.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def read(path: Path) -> tuple[object, str]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SystemExit(f"{path}: cannot be read ({error.strerror}); name a file that --save-model wrote") from None
+        raise SystemExit(f"{path}: cannot be read ({error.strerror}); name a file that a script here wrote") from None
     with one_line(path, "it is damaged or was not written by torch.save; use another copy"):
         if data.startswith(b"PK"):
             with zipfile.ZipFile(io.BytesIO(data)) as file:
@@ -188,5 +188,4 @@ def resume(path: Path, run) -> None:
             check(record, {**settings, **own, "epoch": epoch, **scores}, "history")
         if not history:
             raise ValueError("it has no epoch")
-        now = free(run.settings, *changing)
-        restore(run, {**saved, "run": {**settings, **now}})
+        restore(run, {**saved, "run": {**run.settings, "run": settings["run"]}})

@@ -1,4 +1,4 @@
-"""Files tried before training and written atomically; a checkpoint's belong to one run at a time."""
+"""Files tried before training and written atomically; a checkpoint, or compare.py's log, is locked while in use."""
 
 import contextlib
 import errno
@@ -118,14 +118,14 @@ def write(path: Path, data: bytes) -> None:
 
 
 def lock_of(path: Path) -> Path:
-    """The file whose lock keeps another file to one process."""
+    """The lock file of a file."""
     target = Path(os.path.realpath(path))
     return target.with_name(f".{target.name}.lock")
 
 
 @contextlib.contextmanager
 def lock(path: Path):
-    """Keep a file to this process; SystemExit with one line where another run has it. A kill frees it.
+    """Lock a file for this process; SystemExit with one line where another run has it. A kill frees it.
 
     Two runs on one checkpoint would each take the other's epochs for their own.
     """

@@ -22,12 +22,8 @@ RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 LOCAL_RANK = int(os.environ["LOCAL_RANK"])
 PATIENCE = 120  # seconds that a process waits for another, which may be drawing pictures or on a slow disk
 MAY_DIFFER = {"device", "parts", "run", "load_model", "data"}  # between the processes' settings
-
-
-def hush() -> None:
-    """Send the output of every rank but 0 nowhere; stderr stays, for what only that process can say."""
-    if RANK:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+if RANK:  # rank 0 alone prints results; stderr stays, for what only this process can say
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
 
 
 @contextlib.contextmanager
@@ -84,13 +80,8 @@ def meet(wait: timedelta) -> dist.Store:
     raise dist.DistError(f"not all processes joined within {PATIENCE} seconds")
 
 
-def share(batch: torch.Tensor, rank: int = RANK) -> torch.Tensor:
-    """A process's share of a batch: equal to the others' but for one sample; empty where there are too few."""
-    return batch[len(batch) * rank // WORLD : len(batch) * (rank + 1) // WORLD]
-
-
 class Share:
-    """This process's share of each of a `common.Loader`'s batches; `weight` is that of the latest."""
+    """This process's share of each of a `common.Loader`'s batches, perhaps empty; `weight` is that of the latest."""
 
     def __init__(self, loader):
         self.loader = loader
@@ -102,9 +93,10 @@ class Share:
         return len(self.loader)
 
     def __iter__(self):
-        for images, labels in self.loader:
-            self.weight = len(share(labels)) / len(labels)
-            yield share(images), share(labels)
+        for batch in self.loader:
+            images, labels = (part.tensor_split(WORLD)[RANK] for part in batch)
+            self.weight = len(labels) / len(batch[1])
+            yield images, labels
 
 
 def replicated(model: torch.nn.Module, loader: Share) -> DistributedDataParallel:
@@ -145,10 +137,9 @@ def agree(run) -> None:
 
 def total(*numbers: float) -> list[float]:
     """Each number's sum over the processes."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
-    dist.all_reduce(sums)
-    return sums.tolist()
+    everyone = [None] * WORLD
+    dist.all_gather_object(everyone, numbers)
+    return [sum(each) for each in zip(*everyone)]
 
 
 def gathered(seen: list[tuple[torch.Tensor, torch.Tensor]], loader: Share) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -156,6 +147,6 @@ def gathered(seen: list[tuple[torch.Tensor, torch.Tensor]], loader: Share) -> li
     everyone = [None] * WORLD
     dist.all_gather_object(everyone, [torch.cat(part).cpu() for part in zip(*seen)])
     batches = torch.arange(len(loader.labels)).split(loader.batch_size)
-    order = torch.cat([share(batch, rank) for rank in range(WORLD) for batch in batches]).argsort()
+    order = torch.cat([batch.tensor_split(WORLD)[rank] for rank in range(WORLD) for batch in batches]).argsort()
     outputs, labels = (torch.cat(part)[order] for part in zip(*everyone))
     return [(outputs, labels)]

@@ -54,11 +54,7 @@ def end(run, tested: list, names: list[str]) -> None:
 
 def complete_log(path: Path, history: list[dict]) -> None:
     """Append what a log lacks of a resumed run: a kill may have come between checkpoint and log."""
-    have = set()
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
-            logged = json.loads(line)
-            have.add((logged.get("run"), logged.get("epoch")))
+    have = {(r.get("run"), r["epoch"]) for run in (read(path) if path.exists() else ()) for r in run}
     append(path, [r for r in history if (r["run"], r["epoch"]) not in have])
 
 
@@ -105,7 +101,8 @@ def read(log: Path) -> list[list[dict]]:
         except (ValueError, OverflowError, RecursionError):
             odd.append(number)
         else:
-            runs.setdefault(run_of(record), {}).setdefault(record["epoch"], record)  # the same epoch twice is one
+            run = record.get("run"), record["script"], record["recipe"], record["seed"]
+            runs.setdefault(run, {}).setdefault(record["epoch"], record)  # the same epoch twice is one
     if odd:
         few = ", ".join(map(str, odd[:5])) + (" …" if len(odd) > 5 else "")
         print(f"{log}: skipped what is not an epoch's record: line {few}", file=sys.stderr)
@@ -122,8 +119,3 @@ def is_record(record) -> bool:
         and all(type(record.get(name)) in (int, float) and abs(record[name]) < 1e100 for name in checkpoint.SCORES)
         and all(value is None or isinstance(value, (str, int, float)) for value in record.values())
     )
-
-
-def run_of(record: dict) -> tuple:
-    """What the epochs of one run have in common."""
-    return record.get("run"), record["script"], record["recipe"], record["seed"]

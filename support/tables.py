@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 
-from scipy.stats import ttest_rel
+from scipy.stats import t
 
 from support.checkpoint import SCORES
 
@@ -56,16 +56,13 @@ def table(groups: dict, metric: str, best: bool) -> list[dict]:
         row |= {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
         row |= {"min": min(values), "max": max(values), "difference": None, "low": None, "high": None, "verdict": ""}
         if by_seed is not first and seeds:
-            pairs = [by_seed[seed] for seed in seeds], [first[seed] for seed in seeds]
-            differences = [a - b for a, b in zip(*pairs)]
-            row["difference"] = statistics.mean(differences)
+            differences = [by_seed[seed] - first[seed] for seed in seeds]
+            row["difference"] = middle = statistics.mean(differences)
             if len(seeds) == 1:
                 row["verdict"] = "n = 1: no interval"
-            elif len(set(differences)) == 1:  # the t statistic would divide by 0
-                row |= {"low": differences[0], "high": differences[0]}
             else:
-                interval = ttest_rel(*pairs).confidence_interval(0.95)
-                row |= {"low": float(interval.low), "high": float(interval.high)}
+                half = float(t.ppf(0.975, len(seeds) - 1)) * statistics.stdev(differences) / len(seeds) ** 0.5
+                row |= {"low": middle - half, "high": middle + half}
             if row["low"] is not None and row["low"] <= 0 <= row["high"]:
                 row["verdict"] = "no difference shown"
         elif by_seed is not first:
