@@ -10,7 +10,7 @@ from conftest import Fork, call, start
 
 import lstm_mnist
 import mlp_mnist
-from support import checkpoint
+from support import checkpoint, records
 
 RUNS = [("mlp_mnist.py", mlp_mnist.main, []), ("lstm_mnist.py", lstm_mnist.main, ["--recipe", "last-hidden"])]
 
@@ -63,6 +63,21 @@ def test_log_that_a_kill_left_short_is_completed(tiny, tmp_path, capsys):
     mlp_mnist.main([*flags, "--epochs", "4"])
     assert log.read_text().splitlines(keepends=True)[:3] == lines
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [0, 1, 2, 3]
+    assert not capsys.readouterr().err
+
+
+def test_a_log_that_ends_within_a_line_is_completed_and_one_of_another_kind_left(tiny, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    flags = ["--data-dir", str(tiny), "--checkpoint", str(tmp_path / "c.pt"), "--log", str(log)]
+    mlp_mnist.main([*flags, "--epochs", "2"])
+    log.write_text(log.read_text()[:-30])
+    mlp_mnist.main([*flags, "--epochs", "3"])
+    assert capsys.readouterr().err == f"{log}: skipped what is not an epoch's record: line 2\n"
+    assert [[r["epoch"] for r in run] for run in records.read(log)] == [[0, 1, 2]]
+    log.write_bytes(other := b"\xff\xfe")
+    with pytest.raises(SystemExit, match="cannot be read .*; name a file that --log wrote"):
+        mlp_mnist.main([*flags, "--epochs", "4"])
+    assert log.read_bytes() == other
     capsys.readouterr()
 
 
