@@ -42,7 +42,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # a part of a batch has at least so many images, by default twice as many: smaller parts do not pay
+SAMPLES = 16  # fewest images in a part of a batch; default parts have twice as many, as smaller ones do not pay off
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 

@@ -118,7 +118,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def lock_of(path: Path) -> Path:
-    """The lock file of a file."""
+    """The path of a file's lock file."""
     target = Path(os.path.realpath(path))
     return target.with_name(f".{target.name}.lock")
 
