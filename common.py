@@ -51,8 +51,8 @@ class Loader:
 
     The data set is `images` `(N, 28, 28)` uint8 and `labels` `(N,)` int64. With a generator each pass is in a new
     random order, without one in the given order; the last batch may be short. Values are those of `ToTensor()`, and of
-    `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images, generator)`, if given, turns a few hundred
-    images `(M, 1, 28, 28)` at a time into as many others.
+    `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images, labels, generator)`, if given, turns a few
+    hundred images `(M, 1, 28, 28)` and labels at a time into as many others; labels may become shares `(M, 10)`.
     """
 
     def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
@@ -68,8 +68,9 @@ class Loader:
         # Indexing costs as much for one small batch as for many: gather hundreds of images, then cut them apart.
         for index in order.to(self.labels.device).split(size * max(1, 800 // size)):
             images = to_float(self.images.index_select(0, index), self.normalize)
-            images = self.transform(images, self.generator) if self.transform else images
-            yield from zip(images.split(size), self.labels[index].split(size))
+            labels = self.labels[index]
+            images, labels = self.transform(images, labels, self.generator) if self.transform else (images, labels)
+            yield from zip(images.split(size), labels.split(size))
 
 
 def to_float(images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
@@ -208,10 +209,13 @@ def in_processes(model: torch.nn.Module, loader: Loader) -> torch.nn.Module:
 
 
 def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over all samples of `[(outputs (B, 10), labels (B,)), …]`."""
+    """Mean cross-entropy and accuracy over all samples of `[(outputs (B, 10), labels (B,)), …]`.
+
+    Labels may be shares `(B, 10)`; the largest one counts for accuracy.
+    """
     outputs, labels = map(torch.cat, zip(*seen))
     loss = F.cross_entropy(outputs.float(), labels)
-    accuracy = (outputs.argmax(1) == labels).float().mean()
+    accuracy = (outputs.argmax(1) == (labels.argmax(1) if labels.ndim > 1 else labels)).float().mean()
     return tuple(torch.stack((loss, accuracy)).tolist())
 
 
