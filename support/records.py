@@ -89,8 +89,8 @@ def read(log: Path) -> list[list[dict]]:
     Raises SystemExit with one line for a file that cannot be read.
     """
     try:
-        lines = log.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = log.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
         raise SystemExit(f"{log}: cannot be read ({error}); name a file that --log wrote") from None
     runs, odd = {}, []
     for number, line in enumerate(lines, 1):
