@@ -42,7 +42,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # fewest images in a part of a batch; default parts have twice as many, as smaller ones do not pay off
+SAMPLES = 16  # fewest images in a part of a batch; in a default part twice as many, as smaller ones do not pay off
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -351,7 +351,8 @@ class Run:
         if not math.isfinite(train_loss + valid_loss):
             outputs, labels = map(torch.cat, zip(*self.trained))
             bad = F.cross_entropy(outputs.float(), labels, reduction="none").isfinite().logical_not().nonzero()
-            step = bad[0].item() * PROCESSES // args.batch_size + 1 if len(bad) else len(self.train_loader)
+            size = len(range(processes.RANK if PROCESSES > 1 else 0, args.batch_size, PROCESSES))  # of this one's share
+            step = bad[0].item() // size + 1 if len(bad) else len(self.train_loader)
             raise SystemExit(f"epoch {epoch}, step {step}: the loss is not finite; lower --lr (it is {args.lr:g})")
         scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
         lines = [self.fill(args.closing, **scores)] if "closing" in args else []
@@ -513,6 +514,8 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
 
     Raises SystemExit with status 2 and one line for a bad flag, or flags that contradict each other.
     """
+    if exits and PROCESSES > 1:
+        processes.hush()
     args = p.parse_args(argv)
     names = list(recipes) if "all" in args.recipe else list(dict.fromkeys(args.recipe))
     needing = [f"--{name.replace('_', '-')}" for name in NEED_SUPPORT if getattr(args, name, None)]

@@ -22,8 +22,12 @@ RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 LOCAL_RANK = int(os.environ["LOCAL_RANK"])
 PATIENCE = 120  # seconds that a process waits for another, which may be drawing pictures or on a slow disk
 MAY_DIFFER = {"device", "parts", "run", "load_model", "data"}  # between the processes' settings
-if RANK:  # rank 0 alone prints results; stderr stays, for what only this process can say
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+
+
+def hush() -> None:
+    """Send the output of every rank but 0 nowhere; stderr stays, for what only that process can say."""
+    if RANK:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
 
 
 @contextlib.contextmanager

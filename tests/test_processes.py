@@ -105,6 +105,24 @@ def test_batches_smaller_than_the_number_of_processes(size, tiny, tmp_path):
     assert another["train_acc"] == pytest.approx(record["train_acc"])
 
 
+def test_a_loss_that_is_not_finite_names_the_step(tiny):
+    """That of a single process, or the next one, though one process has more of each batch than the other."""
+    command = ["mlp_mnist.py", "--epochs", "1", "--data-dir", tiny, "--batch-size", "3", "--lr", "1e30"]
+    steps = []
+    for status, _, err in ranks(1, *command) + ranks(2, *command):
+        assert status == 1
+        steps.append(int(re.search(r"epoch 0, step (\d+): the loss is not finite", err)[1]))
+    assert {step - steps[0] for step in steps} <= {0, 1}
+
+
+def test_a_script_of_your_own_prints_on_each_rank(tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text("import os, common\nprint(os.environ['RANK'])\n")
+    place = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test")
+    env = os.environ | place | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, script], env=env, capture_output=True, text=True).stdout == "1\n"
+
+
 @pytest.mark.slow
 def test_the_same_number_of_processes_gives_the_same_digits(tiny, tmp_path):
     command = [*SCRIPTS["last-hidden"], "--epochs", "2", "--data-dir", tiny]
