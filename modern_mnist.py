@@ -96,7 +96,8 @@ def distort(images, generator, strength=1.0, turn=10.0, scale=0.1, shift=1.5, wa
 def mix(images, labels, generator, alpha):
     """Mixup (Zhang 2017): images `(N, 1, 28, 28)`, each faded into another one, and labels `(N, 10)` in these shares.
 
-    A share of 0.5 * u ** (1 / alpha) with a uniform u is close to the smaller one of the paper's Beta(alpha, alpha).
+    The other image's share is 0.5 * u ** (1 / alpha), with u uniform from 0 to 1 and alpha up to 1. The paper draws it
+    from Beta(alpha, alpha), whose smaller shares are distributed much like these.
     """
     n, device = len(images), images.device
     share = (torch.rand(n, 1, generator=generator) ** (1 / alpha) / 2).to(device)
@@ -196,7 +197,12 @@ def main(argv=None):
     add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="strength, in training; 0: none")
-    add("--mixup", type=common.number(float, 0), metavar="A", help="mix images, in shares as of Beta(A, A); 0: none")
+    add(
+        "--mixup",
+        type=common.number(float, 0, 1),
+        metavar="A",
+        help="mix images in pairs, at 1 the most; 0: not at all",
+    )
     add("--average", type=common.number(int, 0), metavar="N", help="weights averaged over the run's last 1/N; 0: off")
     (args,) = common.parse(parser, argv, {"modern": recipe})
     if args.windows and args.lines != 1:

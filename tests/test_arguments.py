@@ -95,6 +95,7 @@ def test_bad_arguments_of_lstm(argv, named, tiny, tmp_path, monkeypatch, capsys)
         ("--distortion", "nan"),
         ("--distortion", "-1"),
         ("--mixup", "-1"),
+        ("--mixup", "1.1"),
         ("--average", "0.5"),
         ("--average", "-1"),
         ("--lines", "3"),
