@@ -42,7 +42,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # fewest images in a part of a batch; in a default part twice as many, as smaller ones do not pay off
+SAMPLES = 16  # fewest images in a part of a batch; default parts have at least twice as many, as less does not pay off
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -51,8 +51,8 @@ class Loader:
 
     The data set is `images` `(N, 28, 28)` uint8 and `labels` `(N,)` int64. With a generator each pass is in a new
     random order, without one in the given order; the last batch may be short. Values are those of `ToTensor()`, and of
-    `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images, labels, generator)`, if given, turns a few
-    hundred images `(M, 1, 28, 28)` and labels at a time into as many others; labels may become shares `(M, 10)`.
+    `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images, generator)`, if given, turns a few hundred
+    images `(M, 1, 28, 28)` at a time into as many others.
     """
 
     def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
@@ -68,9 +68,8 @@ class Loader:
         # Indexing costs as much for one small batch as for many: gather hundreds of images, then cut them apart.
         for index in order.to(self.labels.device).split(size * max(1, 800 // size)):
             images = to_float(self.images.index_select(0, index), self.normalize)
-            labels = self.labels[index]
-            images, labels = self.transform(images, labels, self.generator) if self.transform else (images, labels)
-            yield from zip(images.split(size), labels.split(size))
+            images = self.transform(images, self.generator) if self.transform else images
+            yield from zip(images.split(size), self.labels[index].split(size))
 
 
 def to_float(images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
@@ -209,13 +208,10 @@ def in_processes(model: torch.nn.Module, loader: Loader) -> torch.nn.Module:
 
 
 def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over all samples of `[(outputs (B, 10), labels (B,)), …]`.
-
-    Labels may be shares `(B, 10)`; the largest one counts for accuracy.
-    """
+    """Mean cross-entropy and accuracy over all samples of `[(outputs (B, 10), labels (B,)), …]`."""
     outputs, labels = map(torch.cat, zip(*seen))
     loss = F.cross_entropy(outputs.float(), labels)
-    accuracy = (outputs.argmax(1) == (labels.argmax(1) if labels.ndim > 1 else labels)).float().mean()
+    accuracy = (outputs.argmax(1) == labels).float().mean()
     return tuple(torch.stack((loss, accuracy)).tolist())
 
 

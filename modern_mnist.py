@@ -16,6 +16,7 @@ compare.py --seeds 10 "modern_mnist.py --epochs 1"` and so on.
 import common  # first: from here on Ctrl-C ends in one line, also while torch is being imported
 
 import argparse
+import functools
 import math
 
 import torch
@@ -93,18 +94,6 @@ def distort(images, generator, strength=1.0, turn=10.0, scale=0.1, shift=1.5, wa
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def mix(images, labels, generator, alpha):
-    """Mixup (Zhang 2017): images `(N, 1, 28, 28)`, each faded into another one, and labels `(N, 10)` in these shares.
-
-    The other image's share is 0.5 * u ** (1 / alpha), with u uniform from 0 to 1 and alpha up to 1. The paper draws it
-    from Beta(alpha, alpha), whose smaller shares are distributed much like these.
-    """
-    n, device = len(images), images.device
-    share = (torch.rand(n, 1, generator=generator) ** (1 / alpha) / 2).to(device)
-    other, labels = torch.randperm(n, generator=generator).to(device), F.one_hot(labels, 10).float()
-    return images.lerp(images[other], share[:, :, None, None]), labels.lerp(labels[other], share)
-
-
 def train(model, loader, criterion, optimizer, scheduler, average):
     """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, computed before each update."""
     model.train()
@@ -129,8 +118,8 @@ def test(model, loader):
 
 
 RECIPE = dict(
-    optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, mixup=0.0, smoothing=0.05, average=15,
-    log_interval=0, logged=["epochs", "windows", "lines", "smoothing", "distortion", "mixup", "average"],
+    optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15, log_interval=0,
+    logged=["epochs", "windows", "lines", "smoothing", "distortion", "average"],
 )  # fmt: skip
 # Each from that many epochs on; chosen on held-out training images
 LENGTHS = {
@@ -158,13 +147,9 @@ def build(args):
 
 def fit(args):
     """Train as the flags say; returns the averaged model and its history, a record per epoch."""
-
-    def transform(images, labels, generator):
-        # +0.12 (0.01 to 0.22), affine and elastic together; without either one alone no loss is shown
-        images = distort(images, generator, strength=args.distortion) if args.distortion else images
-        return mix(images, labels, generator, args.mixup) if args.mixup else (images, labels)
-
     model = build(args)
+    # +0.12 (0.01 to 0.22), affine and elastic together; without either one alone no loss is shown
+    transform = functools.partial(distort, strength=args.distortion) if args.distortion else None
     train_loader, test_loader = common.loaders(args, transform)
     steps = max(1, args.epochs * len(train_loader))
     decay = max(0.0, 1 - (args.average or steps) / steps)
@@ -197,12 +182,6 @@ def main(argv=None):
     add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="strength, in training; 0: none")
-    add(
-        "--mixup",
-        type=common.number(float, 0, 1),
-        metavar="A",
-        help="mix images in pairs, at 1 the most; 0: not at all",
-    )
     add("--average", type=common.number(int, 0), metavar="N", help="weights averaged over the run's last 1/N; 0: off")
     (args,) = common.parse(parser, argv, {"modern": recipe})
     if args.windows and args.lines != 1:

@@ -94,8 +94,6 @@ def test_bad_arguments_of_lstm(argv, named, tiny, tmp_path, monkeypatch, capsys)
         ("--smoothing", "-0.1"),
         ("--distortion", "nan"),
         ("--distortion", "-1"),
-        ("--mixup", "-1"),
-        ("--mixup", "1.1"),
         ("--average", "0.5"),
         ("--average", "-1"),
         ("--lines", "3"),

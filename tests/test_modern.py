@@ -148,31 +148,6 @@ def test_training_images_alone_are_distorted(tiny, monkeypatch, capsys):
     capsys.readouterr()
 
 
-def test_mixup_fades_each_image_into_another_and_labels_say_how_much(digits):
-    """Images that are nothing but their labels, one-hot: what becomes of one must become of the other."""
-    labels = digits[0][1][:300]
-    images = F.one_hot(labels, 784).float().view(-1, 1, 28, 28)
-    once, again, other = (modern_mnist.mix(images, labels, torch.Generator().manual_seed(s), 0.5) for s in (1, 1, 2))
-    mixed, shares = once
-    assert (mixed.shape, shares.shape) == (images.shape, (300, 10))
-    torch.testing.assert_close(mixed.flatten(1)[:, :10], shares)
-    assert shares.argmax(1).equal(labels)  # at least a half stays
-    faded = 1 - shares.amax(1)
-    assert 0.1 < faded.mean() < 0.18  # 1/6, but a tenth of the images meets one of its own class
-    assert (faded > 0.4).any()
-    assert torch.equal(mixed, again[0])
-    assert not torch.equal(mixed, other[0])
-
-
-def test_training_with_mixup_is_scored_by_the_larger_share(tiny, capsys):
-    usual = ["--data-dir", str(tiny), *SMALL, "--epochs", "1", "--distortion", "0"]
-    (_, (plain,)), (_, (mixed,)) = (modern_mnist.main([*usual, "--mixup", a]) for a in ("0", "1"))
-    assert plain["train_loss"] != mixed["train_loss"]
-    outputs, shares = torch.eye(10)[:4] * 9, torch.eye(10)[[0, 1, 2, 5]] * 0.6 + 0.04
-    assert common.score([(outputs, shares)])[1] == 0.75
-    capsys.readouterr()
-
-
 def test_borders_are_continued_not_filled_with_grey():
     """Whatever the value: black is -1 where pixels are from -1 to 1, and clothes touch the border."""
     black = torch.full((9, 1, 28, 28), -1.0)
@@ -270,7 +245,7 @@ class Cut(Exception):
     pass
 
 
-@pytest.mark.parametrize(("done", "network"), [(1, []), (3, ["--windows", "--lines", "1", "--mixup", "0.2"])])
+@pytest.mark.parametrize(("done", "network"), [(1, []), (3, ["--windows", "--lines", "1"])])
 def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(done, network, tiny, tmp_path, monkeypatch, capsys):
     """Weights, their average, learning rate and distortions, all to the last bit."""
     flags = ["--data-dir", str(tiny), "--epochs", "4", *SMALL, *network]
@@ -306,7 +281,6 @@ def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(done, network, tiny
         (["--smoothing", "0.1"], "smoothing was 0.05, now 0.1"),
         (["--hold-out", "50"], "hold_out was 0, now 50"),
         (["--distortion", "0.5"], "distortion was 0.6, now 0.5"),
-        (["--mixup", "0.2"], "mixup was 0.0, now 0.2"),
         (["--average", "3"], "average was 15, now 3"),
         (["--windows", "--lines", "1"], "windows was False, now True"),
     ],

@@ -28,8 +28,7 @@ import mlp_mnist
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 SCRIPTS = {name: ["lstm_mnist.py", "--recipe", name] for name in lstm_mnist.RECIPES}
 SCRIPTS["mlp"] = ["mlp_mnist.py"]
-SCRIPTS["modern"] = ["modern_mnist.py", "--batch-size", "60", "--no-bf16", "--lr", "0.0003"]
-SCRIPTS["modern"] += ["--average", "2", "--mixup", "1"]
+SCRIPTS["modern"] = ["modern_mnist.py", "--batch-size", "60", "--no-bf16", "--lr", "0.0003", "--average", "2"]
 
 
 def free_port() -> int:
