@@ -42,7 +42,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # fewest images in a part of a batch; default parts have at least twice as many, as less does not pay off
+SAMPLES = 16  # fewest images in a part of a batch; default parts have twice as many or more: smaller ones do not pay
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -347,7 +347,7 @@ class Run:
         if not math.isfinite(train_loss + valid_loss):
             outputs, labels = map(torch.cat, zip(*self.trained))
             bad = F.cross_entropy(outputs.float(), labels, reduction="none").isfinite().logical_not().nonzero()
-            size = len(range(processes.RANK if PROCESSES > 1 else 0, args.batch_size, PROCESSES))  # of this one's share
+            size = args.batch_size if PROCESSES == 1 else self.train_loader.size
             step = bad[0].item() // size + 1 if len(bad) else len(self.train_loader)
             raise SystemExit(f"epoch {epoch}, step {step}: the loss is not finite; lower --lr (it is {args.lr:g})")
         scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)

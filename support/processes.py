@@ -25,7 +25,7 @@ MAY_DIFFER = {"device", "parts", "run", "load_model", "data"}  # between the pro
 
 
 def hush() -> None:
-    """Send the output of every rank but 0 nowhere; stderr stays, for what only that process can say."""
+    """Discard what every rank but 0 prints; stderr stays, for what only that process can say."""
     if RANK:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
 
@@ -85,10 +85,13 @@ def meet(wait: timedelta) -> dist.Store:
 
 
 class Share:
-    """This process's share of each of a `common.Loader`'s batches, perhaps empty; `weight` is that of the latest."""
+    """This process's share of each of a `common.Loader`'s batches, perhaps empty.
+
+    `size` is how many images of a full batch it has, `weight` its part of the latest batch.
+    """
 
     def __init__(self, loader):
-        self.loader = loader
+        self.loader, self.size = loader, len(torch.arange(loader.batch_size).tensor_split(WORLD)[RANK])
 
     def __getattr__(self, name):
         return getattr(self.loader, name)

@@ -105,21 +105,19 @@ def test_batches_smaller_than_the_number_of_processes(size, tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tiny):
-    """That of a single process, or the next one, though one process has more of each batch than the other."""
+    """That of a single process, though one process has more of each batch than the other."""
     command = ["mlp_mnist.py", "--epochs", "1", "--data-dir", tiny, "--batch-size", "3", "--lr", "1e30"]
     steps = []
     for status, _, err in ranks(1, *command) + ranks(2, *command):
         assert status == 1
         steps.append(int(re.search(r"epoch 0, step (\d+): the loss is not finite", err)[1]))
-    assert {step - steps[0] for step in steps} <= {0, 1}
+    assert steps == [2, 2, 2]  # at this rate the first update is enough
 
 
 def test_a_script_of_your_own_prints_on_each_rank(tmp_path):
     script = tmp_path / "own.py"
-    script.write_text("import os, common\nprint(os.environ['RANK'])\n")
-    place = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test")
-    env = os.environ | place | {"PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, script], env=env, capture_output=True, text=True).stdout == "1\n"
+    script.write_text(f"import os, sys\nsys.path.append({str(ROOT)!r})\nimport common\nprint(os.environ['RANK'])\n")
+    assert ranks(2, script) == [(0, "0\n", ""), (0, "1\n", "")]
 
 
 @pytest.mark.slow
