@@ -31,9 +31,12 @@ from tqdm import tqdm
 
 DATA_DIR = Path(__file__).resolve().parent / "data"
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's classes and folders
-CLASSES = {"mnist": [*"0123456789"], "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]}
-CLASSES["fashion-mnist"] = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
-CLASSES["fashion-mnist"] += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+CLASSES = {
+    "mnist": [*"0123456789"],
+    "fashion-mnist": ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+                      "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
+    "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
+}  # fmt: skip
 NEED_SUPPORT = ["save_model", "load_model", "checkpoint", "predict", "log", "plot", "compile"]
 PROCESSES = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 if exits and PROCESSES > 1:
@@ -479,7 +482,7 @@ def parser(script: str, doc: str, normalize: bool = True) -> Parser:
     count, add, file = number(int, 1), p.add_argument, dict(type=Path, metavar="FILE")
     optimizers = ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"]
     add("--optimizer", choices=optimizers, help="from torch.optim, with its defaults for all but --lr")
-    add("--epochs", type=number(int, 0), metavar="N", help="how many (default, as for every setting: the recipe's)")
+    add("--epochs", type=number(int, 0), metavar="N", help="how many; flags that name no default take the recipe's")
     add("--batch-size", type=count, metavar="N", help="images per training step")
     add("--test-batch-size", type=count, metavar="N", help="images per step of evaluation")
     rate = number(float, 5e-324, sys.float_info.max, "a number above 0, such as 0.01")
@@ -487,13 +490,13 @@ def parser(script: str, doc: str, normalize: bool = True) -> Parser:
     add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
-    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="torchvision root (default: the scripts' data/)")
+    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="contains MNIST/raw/ (default: scripts' data/)")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in training")
     if normalize:
         add("--normalize", action=argparse.BooleanOptionalAction, help="pixels from -1 to 1 instead of 0 to 1")
     add("--dry-run", action="store_true", help="one batch of training, one of test")
     add("--hold-out", type=number(int, 0), default=0, metavar="N", help="test on the last N training images instead")
-    add("--log-interval", type=number(int, 0), metavar="N", help="the recipe's line every N steps; 0: never")
+    add("--log-interval", type=number(int, 0), metavar="N", help="print progress every N steps; 0: never")
     add("--save-model", **file, help="write the trained state_dict")
     add("--load-model", **file, help="start from these weights; with --epochs 0, evaluate them")
     add("--checkpoint", **file, help="saved after each epoch; rerun to resume from it")

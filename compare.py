@@ -1,4 +1,4 @@
-"""Several commands over several seeds: one table that says what differs and whether it is luck, one picture.
+"""Several commands over several seeds: one table that says what differs and whether it could be luck, one picture.
 
 python compare.py --seeds 5 "mlp_mnist.py --epochs 5" "lstm_mnist.py --recipe last-hidden --epochs 5"
 python compare.py --seeds 5 --log runs.jsonl …       # keep the runs; the same again runs only what is missing

@@ -71,7 +71,7 @@ class EquationsLSTM(nn.LSTM):
         for (U, W, b_ih, b_hh), h, c in zip(self.all_weights, h_0, c_0):  # layer by layer
             output = []
             for x_t in x:
-                # PyTorch has two biases for each gate, and its rows in the order i, f, a, o
+                # PyTorch has two biases per gate and stacks the gates' rows in the order i, f, g, o; its g is a here
                 i, f, a, o = (x_t @ U.T + b_ih + h @ W.T + b_hh).chunk(4, dim=1)
                 i, f, a, o = i.sigmoid(), f.sigmoid(), a.tanh(), o.sigmoid()
                 c = c * f + i * a
@@ -105,7 +105,7 @@ def test(model, loader):
 
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "equations": EquationsLSTM}
-# opening, running and closing are the tutorial's lines: before an epoch, every log_interval steps (0: never), after it
+# opening, running, closing: what a tutorial prints before an epoch, every log_interval steps (0: never), after it
 RECIPES = {
     "batch-first": dict(
         model=BatchFirst, hidden=128, layers=2, optimizer="Adam", lr=0.001, batch_size=100, test_batch_size=100,
@@ -137,14 +137,15 @@ def build(args):
 
 def fit(args):
     """Train one recipe; returns the model and its history, a record per epoch."""
-    model, (train_loader, test_loader) = build(args), common.loaders(args)
+    model = build(args)
+    train_loader, test_loader = common.loaders(args)
     criterion = nn.CrossEntropyLoss()
     optimizer = common.optimizer(model, args)
-    run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints; loads what flags name
-    common.in_parts(model, args)  # faster where several cores are, above all where they are busy
-    model = common.in_processes(model, train_loader)  # as it is, unless torchrun started several
+    run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints the first line; may load a file
+    common.in_parts(model, args)  # faster on several cores, above all on busy ones
+    model = common.in_processes(model, train_loader)  # the same model, unless torchrun started several processes
     for _ in run.epochs():
-        for batches in run.batches():  # all of the epoch's, or --log-interval at a time
+        for batches in run.batches():  # an epoch's batches in pieces; lines are printed between them
             run.trained += train(model, batches, criterion, optimizer)
         run.end_epoch(test(model, test_loader))  # prints, saves
     return run.finish(test(model, test_loader))
@@ -153,12 +154,12 @@ def fit(args):
 def main(argv=None):
     """Train, or --predict; returns `(model, history)`, a list of such pairs for several recipes."""
     parser = common.parser(__file__, __doc__)
-    add, some = parser.add_argument, common.number(int, 1)
+    add, count = parser.add_argument, common.number(int, 1)
     add("--recipe", nargs="+", choices=[*RECIPES, "all"], default=["batch-first"], help="default: batch-first")
     add("--cell", choices=CELLS, default="lstm", help="default: lstm; equations: the LSTM written out from its gates")
-    add("--hidden", type=some, metavar="N", help="units per layer")
-    add("--layers", type=some, metavar="N", help="stacked LSTM layers")
-    add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
+    add("--hidden", type=count, metavar="N", help="units per layer")
+    add("--layers", type=count, metavar="N", help="stacked recurrent layers")
+    add("--parts", type=count, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:

@@ -65,19 +65,20 @@ def build(args):
 
 def fit(args):
     """Train as the flags say; returns the model and its history, a record per epoch."""
-    model, (train_loader, test_loader) = build(args), common.loaders(args)
+    model = build(args)
+    train_loader, test_loader = common.loaders(args)
     criterion = nn.CrossEntropyLoss()
     optimizer = common.optimizer(model, args)
-    run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints; loads what flags name
+    run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints the first line; may load a file
     print(model, flush=True)  # as the tutorial does
-    model = common.in_processes(model, train_loader)  # as it is, unless torchrun started several
+    model = common.in_processes(model, train_loader)  # the same model, unless torchrun started several processes
     train_batches = train
     if args.compile:
         from support import compiled
 
         train_batches = compiled.training(model, criterion, args.lr)
     for _ in run.epochs():
-        for batches in run.batches():  # all of the epoch's, or --log-interval at a time
+        for batches in run.batches():  # an epoch's batches in pieces; lines are printed between them
             run.trained += train_batches(model, batches, criterion, optimizer)
         run.end_epoch(test(model, test_loader))  # prints, saves
     return run.finish(test(model, test_loader))

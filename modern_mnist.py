@@ -161,10 +161,10 @@ def fit(args):
     scheduler = LambdaLR(optimizer, lambda step: min(5 * (step + 1) / steps, 1.25 * (1 - step / steps), 1.0))
     run = common.Run(args, model, optimizer, train_loader, test_loader, scheduler, average)  # prints, loads
     for each in (model, average.module):
-        common.in_parts(each, args)  # faster where several cores are, above all where they are busy
-    model = common.in_processes(model, train_loader)  # as it is, unless torchrun started several
+        common.in_parts(each, args)  # faster on several cores, above all on busy ones
+    model = common.in_processes(model, train_loader)  # the same model, unless torchrun started several processes
     for _ in run.epochs():
-        for batches in run.batches():  # all of the epoch's, or --log-interval at a time
+        for batches in run.batches():  # an epoch's batches in pieces; lines are printed between them
             run.trained += train(model, batches, criterion, optimizer, scheduler, average)
         run.end_epoch(test(average.module, test_loader))  # prints, saves
     return run.finish(test(average.module, test_loader))
@@ -174,15 +174,15 @@ def main(argv=None):
     """Train, or --predict; returns `(model, history)`."""
     parser = common.parser(__file__, __doc__, normalize=False)  # the network does that itself
     parser.set_defaults(recipe=["modern"])
-    add, some = parser.add_argument, common.number(int, 1)
-    add("--hidden", type=some, metavar="N", help="units per layer and direction of each LSTM")
-    add("--layers", type=some, metavar="N", help="layers of each LSTM")
+    add, count = parser.add_argument, common.number(int, 1)
+    add("--hidden", type=count, metavar="N", help="units per layer and direction of each LSTM")
+    add("--layers", type=count, metavar="N", help="layers of each LSTM")
     add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
     add("--windows", action=argparse.BooleanOptionalAction, help="read windows of the image first (from 32 epochs on)")
-    add("--parts", type=some, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
+    add("--parts", type=count, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
-    add("--distortion", type=common.number(float, 0), metavar="S", help="strength, in training; 0: none")
-    add("--average", type=common.number(int, 0), metavar="N", help="weights averaged over the run's last 1/N; 0: off")
+    add("--distortion", type=common.number(float, 0), metavar="S", help="how much to distort training images (0: none)")
+    add("--average", type=common.number(int, 0), metavar="N", help="average weights over ~1/N of the run; 0: off")
     (args,) = common.parse(parser, argv, {"modern": recipe})
     if args.windows and args.lines != 1:
         parser.error("windows, the default from 32 epochs on, are read a line at a time: use --lines 1 or --no-windows")

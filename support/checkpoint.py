@@ -44,7 +44,7 @@ def one_line(path: Path, remedy: str):
     try:
         yield
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0][:150]
         reason += " is missing" if isinstance(error, KeyError) else ""
         raise SystemExit(f"{path}: {reason}; {remedy}") from None
 

@@ -22,7 +22,7 @@ def contradiction(runs: list, processes: int) -> str | None:
     if args.predict and (args.save_model or args.checkpoint or args.log):
         return "--predict trains nothing: leave out --save-model, --checkpoint and --log"
     if len(runs) > 1 and (args.save_model or args.load_model or args.checkpoint):
-        return "--save-model, --load-model, --checkpoint and --predict, and so compare.py, take one --recipe only"
+        return "--save-model, --load-model, --checkpoint (which compare.py sets) and --predict take a single --recipe"
     folders = [run.plot for run in runs if run.plot]
     data = glob.glob("*/raw/*-ubyte*", root_dir=args.data_dir)
     named = {"--data-dir": [args.data_dir / file for file in data], "--predict": args.predict or []}
