@@ -10,6 +10,8 @@ import copy
 import hashlib
 import io
 import math
+import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -65,7 +67,13 @@ def read(path: Path) -> tuple[object, str]:
                     raise ValueError(f"the checksum of {wrong} is wrong")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd files: what is wrong with them is said in one line
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            try:
+                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
+                    remedy = "only tensors are loaded: save model.state_dict() instead"
+                    raise SystemExit(f"{path}: contains {kind[1]}; {remedy}") from None
+                raise
     if not data.startswith(b"PK"):
         print(f"{path}: is in torch's old format, without checksums: damage may go unnoticed", file=sys.stderr)
     return content, hashlib.sha256(data).hexdigest()[:12]

@@ -303,6 +303,7 @@ def test_model_files_from_strangers(name, tmp_path, recwarn):
     said = one_line(stop, file)
     assert ("checkpoint" in said) == (name == "a checkpoint")
     assert ". " not in said  # the first sentence of torch's page of advice is enough
+    assert ("contains lstm_mnist.LastHidden; only tensors" in said) == (name == "a whole module")
     assert [str(warning.message) for warning in recwarn] == []  # each would be a line more on stderr
     assert same(copy(model.state_dict()), before)
 
