@@ -485,7 +485,7 @@ def parser(script: str, doc: str, normalize: bool = True) -> Parser:
     add("--epochs", type=number(int, 0), metavar="N", help="how many; flags that name no default take the recipe's")
     add("--batch-size", type=count, metavar="N", help="images per training step")
     add("--test-batch-size", type=count, metavar="N", help="images per step of evaluation")
-    rate = number(float, 5e-324, sys.float_info.max, "a number above 0, such as 0.01")
+    rate = number(float, 5e-324, torch.finfo(torch.float32).max, "a float32 number above 0, such as 0.01")
     add("--lr", type=rate, metavar="RATE", help="learning rate")
     add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")

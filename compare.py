@@ -54,6 +54,8 @@ def run(command: str, seed: int, log: Path, parts: Path, threads: int, children:
     kept = parts / hashlib.sha256(os.fsencode(f"{command} {seed}")).hexdigest()[:16]
     own = ["--seed", str(seed), "--checkpoint", f"{kept}.pt", "--log", f"{kept}.jsonl"]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if not Path(f"{kept}.pt").exists():
+        Path(f"{kept}.jsonl").unlink(missing_ok=True)  # of a checkpoint that was removed: this is another run
     try:
         pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
         child = subprocess.Popen([*words, *own], env=env, **pipes)
@@ -65,7 +67,8 @@ def run(command: str, seed: int, log: Path, parts: Path, threads: int, children:
     if child.returncode:
         said = re.split(r"^E\d{4} ", err, maxsplit=1, flags=re.MULTILINE)[0]  # what follows, and W, is torchrun's own
         lines = [line for line in said.strip().splitlines() if not re.match(r"W\d{4} ", line)]
-        raise Failed((lines or [f"ended with status {child.returncode}"])[-1])
+        last = (lines or [f"ended with status {child.returncode}"])[-1]
+        raise Failed(last.replace("another --checkpoint file", f"remove {kept}.pt to start anew"))
     try:
         (epochs,) = read(Path(f"{kept}.jsonl"))
     except (SystemExit, ValueError):
@@ -142,11 +145,14 @@ def main(argv=None) -> list[dict]:
             parser.error(f"{command}: leave out {', '.join(sorted(taken))}; compare.py sets that itself")
         if "--predict" in words:
             parser.error(f"{command}: leave out --predict, which trains nothing")
-        if args.seeds > 1 and (taken := {"--save-model", "--plot"} & words):
-            parser.error(f"{command}: leave out {', '.join(sorted(taken))}; each seed would replace the one before")
+        if taken := {"--save-model", "--plot"} & words:
+            parser.error(f"{command}: leave out {', '.join(sorted(taken))}; one run would replace another's files")
     if args.log and args.plot and (wrong := flags.clash({"--log": [args.log], "--plot": [args.plot / PICTURE]}, [])):
         parser.error(wrong)
-    log = args.log or Path(tempfile.mkstemp(prefix="compare-", suffix=".jsonl")[1])
+    try:
+        log = args.log or Path(tempfile.mkdtemp(prefix="compare-"), "runs.jsonl")
+    except OSError:
+        raise SystemExit("no temporary folder can be written; name a log with --log FILE") from None
     resume = "rerun the same command" if args.log else f"rerun with --log {log}"
     with exits.clean(SimpleNamespace(checkpoint=log, resume=resume)):
         if args.plot:

@@ -37,10 +37,12 @@ def main():
         for recipe in args.recipe:
             command = " ".join([*PROGRAMS[recipe], "--log-interval 0", *(["--bf16"] if args.bf16 else [])])
             both = (["--jobs", str(args.jobs), "--metric", metric] for metric in ("valid_acc", "train_loss"))
-            rows.append([compared([command], args.seeds, log, *flags)[0] for flags in both])
+            rows.append([compared([command], args.seeds, log, *flags) for flags in both])
+            if [row["seeds"] for row in rows[-1][0]] != [args.seeds]:
+                raise SystemExit(f"{log}: some of the runs are missing or of other versions; name another --log")
     print("| recipe | epochs | tutorial prints | mean | standard deviation | min | max | train loss |")
     print("|---|---|---|---|---|---|---|---|")
-    for recipe, (accuracy, loss) in zip(args.recipe, rows):
+    for recipe, ((accuracy,), (loss,)) in zip(args.recipe, rows):
         spread = "-" if accuracy["sd"] is None else f"{accuracy['sd']:.2f}"
         figures = [f"{accuracy['mean']:.2f}", spread, f"{accuracy['min']:.2f}", f"{accuracy['max']:.2f}"]
         print(f"| {recipe} | {accuracy['epochs']} | {PRINTED[recipe]} | {' | '.join(figures)} | {loss['mean']:.4f} |")

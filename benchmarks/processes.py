@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -92,7 +93,8 @@ def main():
     args = parser.parse_args()
     if args.measure:
         name, *flags = args.measure
-        result = all_reduce(int(name)) if name.isdigit() else step(name, [flag.replace("+", "--") for flag in flags])
+        flags = [re.sub(r"^[+]", "--", flag) for flag in flags]
+        result = all_reduce(int(name)) if name.isdigit() else step(name, flags)
         if os.environ.get("RANK", "0") == "0":
             args.out.write_text(json.dumps(result))
         return

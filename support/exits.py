@@ -24,6 +24,8 @@ quiet = torchrun and os.environ["LOCAL_RANK"] != "0"  # one process speaks for a
 program = Path(getattr(sys.modules["__main__"], "__file__", None) or "notebook").resolve()
 if program.parent == Path(__file__).resolve().parents[1] and program.name.endswith(("_mnist.py", "compare.py")):
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  closed: print would take stdout instead
+    with contextlib.suppress(AttributeError):  # a notebook's %run
+        sys.stdout.reconfigure(errors="replace")  # not every terminal's encoding has "→", or a file's name
     for each in WAYS:
         signal.signal(each, quit_at_once)
 
@@ -84,7 +86,8 @@ def clean(args=None):
     except (MemoryError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["out of memory"])[0]
         if isinstance(error, MemoryError) or any(words in reason for words in OUT_OF_MEMORY):
-            raise SystemExit(f"stopped: {reason}; lower --batch-size or --test-batch-size") from None
+            more = " or --hidden" if hasattr(args, "hidden") else ""
+            raise SystemExit(f"stopped: {reason}; lower --batch-size or --test-batch-size{more}") from None
         if getattr(args, "compile", False) and "ompile" in str(error):
             raise SystemExit(f"stopped: {reason}; --compile needs a C++ compiler such as g++; omit --compile") from None
         raise

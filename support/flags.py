@@ -29,7 +29,8 @@ def contradiction(runs: list, processes: int) -> str | None:
     named["--plot"] = folders + [folder / name for folder in folders for name in files.PICTURES]
     for name in ("load_model", "save_model", "checkpoint", "log"):
         named[f"--{name.replace('_', '-')}"] = list(filter(None, [getattr(args, name)]))
-    named["--checkpoint"] += [files.lock_of(path) for path in named["--checkpoint"]]
+    with contextlib.suppress(ValueError):  # the root has no name; it is refused where it is used
+        named["--checkpoint"] += [files.lock_of(path) for path in named["--checkpoint"]]
     return clash(named, folders)
 
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import statistics
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ MOST = 50  # pictures on one sheet
 def save(figure: Figure, file: Path) -> None:
     """Write a figure as PNG, atomically; SystemExit with one line where that fails."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks
+        figure.savefig(buffer, format="png", dpi=100)
     files.write(file, buffer.getvalue())
 
 
@@ -139,5 +142,7 @@ def comparison(groups: dict[str, list], metric: str = "valid_acc", label: str | 
         at = dict(xycoords=("data", "data"), textcoords=by_time.get_yaxis_transform(), va="center")
         line = dict(arrowstyle="-", color=look["color"], linestyle=":", linewidth=1)
         text = name if len(name) < 42 else f"{name[:40]}…"
-        by_time.annotate(text, (x, y), (1.02, last), color=look["color"], fontsize=9, arrowprops=line, **at)
+        by_time.annotate(
+            text, (x, y), (1.02, last), color=look["color"], fontsize=9, arrowprops=line, parse_math=False, **at
+        )
     return figure

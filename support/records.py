@@ -102,6 +102,7 @@ def read(log: Path) -> list[list[dict]]:
             odd.append(number)
         else:
             run = record.get("run"), record["script"], record["recipe"], record["seed"]
+            record |= {name: float(record[name]) for name in checkpoint.SCORES}
             runs.setdefault(run, {}).setdefault(record["epoch"], record)  # the same epoch twice is one
     if odd:
         few = ", ".join(map(str, odd[:5])) + (" …" if len(odd) > 5 else "")

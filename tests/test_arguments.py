@@ -37,7 +37,7 @@ NUMBERS = {
     "--batch-size": ["-1", "0", "0.5", "nan", "inf", "2147483648", "ten"],
     "--hold-out": ["-1", "0.5", "ten"],
     "--test-batch-size": ["-1", "0", "2.5", "nan", "inf", HUGE, "0x10"],
-    "--lr": ["-0.1", "0", "-0", "1e-999", "nan", "inf", "1e999", "0,1"],
+    "--lr": ["-0.1", "0", "-0", "1e-999", "nan", "inf", "1e39", "0,1"],
     "--seed": ["-1", "1.5", "nan", "inf", str(2**63), "one"],
     "--log-interval": ["-1", "0.5", "nan", "inf", HUGE, "never"],
 }
@@ -52,6 +52,11 @@ def test_bad_values(script, flag, value, tiny, capsys):
     assert status == 2
     assert f"argument {flag}: " in line
     assert repr(value) in line
+
+
+def test_the_root_is_a_folder(tiny, capsys):
+    argv = ["--data-dir", tiny, "--checkpoint", "/"]
+    assert refused(mlp_mnist.main, argv, capsys) == (1, "/: is a folder; name a file in it")
 
 
 @pytest.mark.parametrize("script", MAINS)

@@ -1,10 +1,13 @@
 """The benchmarks' counting, and that their commands run."""
 
+import json
 import shlex
 import sys
 
 import pytest
 from conftest import ROOT, call, has_bf16_lstm
+
+from support.checkpoint import SCORES
 
 
 @pytest.fixture
@@ -60,6 +63,15 @@ def test_benchmark_prints_its_table(command, rows, tmp_path):
     assert ("--bf16 is left out: " in done.stderr) is (program == "speed.py" and not has_bf16_lstm())
     assert {line.count("|") for line in (head, rule, *table)} == {head.count("|")}
     assert all(cell.strip() for line in table for cell in line.split("|")[1:-1])
+
+
+def test_accuracy_refuses_runs_that_do_not_belong_together(tmp_path):
+    log, scores = tmp_path / "log.jsonl", dict.fromkeys(SCORES, 0.5)
+    record = dict(script="mlp_mnist.py", recipe="mlp", epoch=0, command="mlp_mnist.py --log-interval 0", **scores)
+    log.write_text("".join(json.dumps({**record, "seed": k, "device": f"cuda:{k}"}) + "\n" for k in (1, 2)))
+    done = call("benchmarks/accuracy.py", "--recipe", "mlp", "--seeds", "2", "--log", log)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{log}: some of the runs are missing or of other versions; name another --log\n" in done.stderr
 
 
 PROGRAMS = ["busy", "processes", "progress", "scale", "set_up", "speed", "startup"]

@@ -1,5 +1,6 @@
 """compare.py: what it reads, how it groups and names, its statistics against SciPy, and what survives a kill."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,6 +249,7 @@ def test_the_picture_has_the_tables_name_and_unit_of_each_metric():
         (["mlp_mnist.py --checkpoint=c.pt"], "--checkpoint"),
         (["mlp_mnist.py --load-model m --predict x.png"], "--predict"),
         (["mlp_mnist.py --save-model=m.pth"], "--save-model"),
+        (["mlp_mnist.py --save-model r.jsonl", "--seeds", "1", "--log", "r.jsonl"], "--save-model"),
         (["--metric", "speed", "x.py"], "--metric"),
         (["mlp_mnist.py 'x"], "No closing quotation"),
         ([" "], "empty"),
@@ -287,6 +290,36 @@ def test_commands_run_once_and_a_failing_one_is_named(tiny, tmp_path, capsys):
     assert row["mean"] == 100 * history[-1]["valid_acc"]  # as the command gives alone
     assert [file.name for file in tmp_path.iterdir()] == ["runs.jsonl"]
     capsys.readouterr()
+
+
+def test_a_run_whose_checkpoint_no_longer_fits_says_what_to_remove_and_then_starts_anew(tiny, tmp_path, capsys):
+    log, text = tmp_path / "r.jsonl", command(tiny, "--epochs", "2")
+    parts = tmp_path / "r.jsonl.parts"
+    parts.mkdir()
+    kept = parts / hashlib.sha256(f"{text} 1".encode()).hexdigest()[:16]
+    flags = ["--data-dir", str(tiny), "--epochs", "1", "--seed", "1", "--lr", "0.2"]
+    mlp_mnist.main([*flags, "--checkpoint", f"{kept}.pt", "--log", f"{kept}.jsonl"])
+    with pytest.raises(SystemExit):
+        compare.main([text, "--seeds", "1", "--log", str(log)])
+    assert f"lr was 0.2, now 0.01; use the same settings, or remove {kept}.pt" in capsys.readouterr().err
+    Path(f"{kept}.pt").unlink()
+    (row,) = compare.main([text, "--seeds", "1", "--log", str(log)])
+    assert (row["seeds"], row["epochs"]) == (1, 2)
+    assert not parts.exists()
+    capsys.readouterr()
+
+
+def test_odd_names_and_huge_numbers_can_be_drawn(tmp_path, capsys):
+    odd = [[{**record(seed, 0, 0.9, recipe="$\\frac{$"), "valid_loss": 10**20}] for seed in (1, 2)]
+    compare.main(["--log", str(write(tmp_path / "r.jsonl", odd)), "--metric", "valid_loss", "--plot", str(tmp_path)])
+    assert (tmp_path / "runs.png").exists()
+    capsys.readouterr()
+
+
+def test_no_temporary_folder(monkeypatch):
+    monkeypatch.setattr(compare.tempfile, "tempdir", "/nowhere")
+    with pytest.raises(SystemExit, match="name a log with --log FILE"):
+        compare.main(["true"])
 
 
 def test_a_log_without_runs(tmp_path):

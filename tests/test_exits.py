@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, start
@@ -76,6 +77,7 @@ def shell(text, tiny):
     ("text", "status", "line"),
     [
         ("$M --dry-run > /dev/full", 1, FULL),
+        ("PYTHONIOENCODING=ascii $M --help", 0, None),  # which has an arrow
         pytest.param("$L --dry-run > /dev/full", 1, FULL, marks=pytest.mark.slow),
         pytest.param("$M --help > /dev/full", 1, FULL, marks=pytest.mark.slow),
         pytest.param("$C --help > /dev/full", 1, FULL, marks=pytest.mark.slow),
@@ -100,6 +102,12 @@ def test_what_is_for_stderr_is_not_put_into_stdout(tiny, tmp_path):
     run = shell(f'$C "$M --epochs 1" --seeds 1 --format json --log {log} 2>&-', tiny)
     assert run.returncode == 0
     assert json.loads(run.stdout)[0]["name"] == "mlp"
+
+
+def test_a_network_that_does_not_fit_into_memory():
+    lower = "lower --batch-size or --test-batch-size or --hidden"
+    with pytest.raises(SystemExit, match=lower), exits.clean(SimpleNamespace(hidden=1)):
+        raise MemoryError
 
 
 def test_ctrl_c_after_the_reader_of_both_streams_has_gone(tiny):
