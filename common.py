@@ -1,4 +1,4 @@
-"""Data loaders, accuracy, timing and flags: what each script needs. A script and this file train on their own.
+"""Data loaders, accuracy, timing and flags: what each script needs; a script trains with this file alone.
 
 What some flags and torchrun need beyond that, clean exits and the care for the data set's files are in support/.
 """
@@ -124,8 +124,8 @@ def optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
 def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
     """Let the model compute in bfloat16 while it trains (`--bf16`); its outputs, and so the loss, stay float32.
 
-    Raises SystemExit with one line where the device cannot: a CPU without AVX512 has no `nn.LSTM` in bfloat16. Running
-    out of memory stays a RuntimeError.
+    Raises SystemExit with one line where the device cannot: a CPU without AVX512 has no `nn.LSTM` in bfloat16, and
+    cuDNN computes one in float16 under any autocast. Running out of memory stays a RuntimeError.
     """
     forward = model.forward
 
@@ -133,7 +133,12 @@ def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=model.training):
             return forward(images).float()
 
+    def check(module, inputs, outputs):
+        if outputs[0].dtype == torch.float16:
+            raise RuntimeError("float16 instead of bfloat16")
+
     model.forward = autocast
+    hooks = [layer.register_forward_hook(check) for layer in model.modules() if isinstance(layer, torch.nn.RNNBase)]
     try:
         model(torch.zeros(1, 1, 28, 28, device=device))
     except RuntimeError as error:
@@ -141,6 +146,9 @@ def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
             raise
         why = f"this model cannot be trained in bfloat16 on {device} (for an LSTM a CPU needs AVX512)"
         raise SystemExit(f"--bf16: {why}; leave it out") from None
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Parts(torch.autograd.Function):
@@ -196,10 +204,9 @@ def in_parts(model: torch.nn.Module, args) -> None:
         return results
 
     def forward_in_parts(images):
-        recording, most = torch.is_grad_enabled(), args.parts
-        if not recording:
-            most = max(most, len(images) // 125)
-        parts = images.chunk(min(most, max(1, len(images) // SAMPLES)))
+        recording = torch.is_grad_enabled()
+        most = args.parts if recording else max(args.parts, len(images) // 125)
+        parts = images.tensor_split(min(most, max(1, len(images) // SAMPLES)))
         return forward(images) if len(parts) == 1 else Parts.apply(on_threads, forward, recording, parts, *parameters)
 
     model.forward = forward_in_parts
@@ -283,11 +290,8 @@ class Run:
 
     def score(self, seen: list) -> tuple[float, float]:
         """Mean cross-entropy and accuracy of what all processes saw."""
-        (loss, accuracy), n = score(seen), sum(len(labels) for _, labels in seen)
-        if PROCESSES > 1:
-            loss, accuracy, samples = processes.total(loss * n if n else 0, accuracy * n if n else 0, n)
-            loss, accuracy = loss / samples, accuracy / samples
-        return loss, accuracy
+        scores = score(seen)
+        return scores if PROCESSES == 1 else processes.mean(*scores, sum(len(labels) for _, labels in seen))
 
     def epochs(self):
         """Once per epoch that is still to be trained; its clock starts here."""
@@ -440,7 +444,7 @@ class Parser(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None):
         if exits:
             with exits.clean():
-                exits.flush()  # what --help printed, perhaps into a closed pipe
+                pass  # flushes what --help printed, perhaps into a closed pipe
             if status and PROCESSES > 1 and processes.RANK:
                 time.sleep(10)  # rank 0 says the same, and torchrun then ends the others
         super().exit(status, message)
@@ -478,17 +482,18 @@ def parser(script: str, doc: str, normalize: bool = True) -> Parser:
     Without `--normalize` for a network that normalizes its input itself.
     """
     style = argparse.RawDescriptionHelpFormatter
-    p = Parser(prog=Path(script).name, description=doc, formatter_class=style, allow_abbrev=False)
+    defaults = "Flags that name no default take the recipe's, or are off."
+    p = Parser(prog=Path(script).name, description=doc, epilog=defaults, formatter_class=style, allow_abbrev=False)
     count, add, file = number(int, 1), p.add_argument, dict(type=Path, metavar="FILE")
     optimizers = ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"]
     add("--optimizer", choices=optimizers, help="from torch.optim, with its defaults for all but --lr")
-    add("--epochs", type=number(int, 0), metavar="N", help="how many; flags that name no default take the recipe's")
+    add("--epochs", type=number(int, 0), metavar="N", help="how often to go through the training images")
     add("--batch-size", type=count, metavar="N", help="images per training step")
     add("--test-batch-size", type=count, metavar="N", help="images per step of evaluation")
     rate = number(float, 5e-324, torch.finfo(torch.float32).max, "a float32 number above 0, such as 0.01")
     add("--lr", type=rate, metavar="RATE", help="learning rate")
     add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
-    add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu (default: auto)")
+    add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, mps, xpu, or auto: any accelerator (default)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="contains MNIST/raw/ (default: scripts' data/)")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in training")
@@ -524,9 +529,10 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     given = {name: value for name, value in vars(args).items() if value is not None}
     tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
     usual = vars(args) | {"bf16": False, "normalize": False}
-    runs = [argparse.Namespace(**usual | table | given | {"recipe": name}) for name, table in zip(names, tables)]
+    own = [{"script": p.prog, "recipe": name} for name in names]
+    runs = [argparse.Namespace(**usual | table | given | each) for table, each in zip(tables, own)]
     for run in runs:
-        run.script, run.epochs = p.prog, min(run.epochs, 1) if run.dry_run else run.epochs
+        run.epochs = min(run.epochs, 1) if run.dry_run else run.epochs
         if "parts" in run:
             most = run.batch_size // PROCESSES // SAMPLES
             parts = min(run.parts, most) if run.parts else min(CORES, most // 2)

@@ -1,8 +1,8 @@
 """Several commands over several seeds: one table that says what differs and whether it could be luck, one picture.
 
 python compare.py --seeds 5 "mlp_mnist.py --epochs 5" "lstm_mnist.py --recipe last-hidden --epochs 5"
-python compare.py --seeds 5 --log runs.jsonl …       # keep the runs; the same again runs only what is missing
-python compare.py --log runs.jsonl --plot pictures   # no command: what that log holds, and runs.png
+python compare.py --seeds 5 --log runs.jsonl …       # keep the runs; the same command again runs only what is missing
+python compare.py --log runs.jsonl --plot pictures   # without commands: the table of that log, and runs.png
 
 Each command runs as it stands, in a process of its own, with --seed 1 to N. Each row is compared with the first, paired
 by seed, with a 95 % confidence interval (Student's t): where that contains 0, no difference is shown.
@@ -131,7 +131,7 @@ def main(argv=None) -> list[dict]:
     add("--best", action="store_true", help="each run's best epoch instead of its last")
     add("--format", choices=("text", "markdown", "csv", "json"), default="text")
     add("--plot", type=Path, metavar="DIR", help="write runs.png there")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if not args.commands and not args.log:
         parser.error('name a command, such as "mlp_mnist.py --epochs 5", or a log with --log FILE')
     for command in args.commands:

@@ -1,4 +1,4 @@
-"""LSTMs that read an MNIST image as 28 steps of 28 pixels, in four tutorials' ways (docs/tutorials.md).
+"""LSTMs that read an MNIST image as 28 steps of 28 pixels, the way four tutorials do (docs/tutorials.md).
 
 python lstm_mnist.py                                 # two layers of 128, batch first, Adam, 5 epochs
 python lstm_mnist.py --recipe time-major             # columns as time steps, Adadelta, 10 epochs
@@ -159,7 +159,7 @@ def main(argv=None):
     add("--cell", choices=CELLS, default="lstm", help="default: lstm; equations: the LSTM written out from its gates")
     add("--hidden", type=count, metavar="N", help="units per layer")
     add("--layers", type=count, metavar="N", help="stacked recurrent layers")
-    add("--parts", type=count, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
+    add("--parts", type=count, metavar="N", help="on the CPU, compute a batch in N parts (default: one per core)")
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:

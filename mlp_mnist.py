@@ -1,4 +1,4 @@
-"""A feed-forward network for MNIST: 784 → 256 → 256 → 10, with ReLU, as its tutorial does (docs/tutorials.md).
+"""A feed-forward network for MNIST: 784 → 256 → 256 → 10, with ReLU, as in its tutorial (docs/tutorials.md).
 
 python mlp_mnist.py                                  # SGD 0.01, batches of 20, 30 epochs
 python mlp_mnist.py --epochs 5 --lr 0.1              # any entry of the recipe can be overridden
@@ -88,7 +88,7 @@ def main(argv=None):
     """Train, or --predict; returns `(model, history)`."""
     parser = common.parser(__file__, __doc__)
     parser.set_defaults(recipe=["mlp"])
-    parser.add_argument("--compile", action="store_true", help="the training step as one compiled graph; SGD only")
+    parser.add_argument("--compile", action="store_true", help="compile the training step into one graph (SGD only)")
     (args,) = common.parse(parser, argv, RECIPES)
     if args.compile and args.optimizer != "SGD":
         parser.error(f"--compile goes with --optimizer SGD, not {args.optimizer}")

@@ -1,8 +1,10 @@
 """An LSTM that reads an MNIST image as rows and as columns, trained the way you would train one today.
 
 python modern_mnist.py                               # 8 epochs; network, rate and distortion follow --epochs
-python modern_mnist.py --epochs 1 --save-model m.pth # a short run's network is small; to load it later:
-python modern_mnist.py --epochs 0 --load-model m.pth --hidden 64 --layers 1 --lines 4
+python modern_mnist.py --epochs 1 --save-model m.pth # a short run's network is small; to use it later:
+python modern_mnist.py --epochs 1 --load-model m.pth --predict docs/seven.jpg
+python modern_mnist.py --epochs 0 --load-model m.pth --hidden 64 --layers 1 --lines 4  # evaluates it
+python modern_mnist.py --epochs 0 --load-model m.pth --layers 1 --lines 1 --windows    # after 32 epochs or more
 python modern_mnist.py --hold-out 10000 --lr 0.01    # to tune: test on the last training images
 
 Test accuracy: 98.27 ± 0.09 % after 1 epoch and 2.5 s, 99.13 ± 0.04 after 2 and 16 s (n = 10), 99.56 ± 0.04 after 16
@@ -121,7 +123,7 @@ RECIPE = dict(
     optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15, log_interval=0,
     logged=["epochs", "windows", "lines", "smoothing", "distortion", "average"],
 )  # fmt: skip
-# Each from that many epochs on; chosen on held-out training images
+# For runs of that many epochs or more; chosen on held-out training images
 LENGTHS = {
     1: dict(hidden=64, layers=1, lines=4, batch_size=256, lr=0.02, distortion=0.0),
     2: dict(hidden=128, layers=1, lines=2, batch_size=256, lr=0.01, distortion=0.6),
@@ -175,17 +177,17 @@ def main(argv=None):
     parser = common.parser(__file__, __doc__, normalize=False)  # the network does that itself
     parser.set_defaults(recipe=["modern"])
     add, count = parser.add_argument, common.number(int, 1)
-    add("--hidden", type=count, metavar="N", help="units per layer and direction of each LSTM")
-    add("--layers", type=count, metavar="N", help="layers of each LSTM")
+    add("--hidden", type=count, metavar="N", help="units per layer and direction of the row and column LSTMs")
+    add("--layers", type=count, metavar="N", help="layers of the row and column LSTMs")
     add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
-    add("--windows", action=argparse.BooleanOptionalAction, help="read windows of the image first (from 32 epochs on)")
-    add("--parts", type=count, metavar="N", help="on the CPU, compute a batch in up to N parts of 16 images or more")
+    add("--windows", action=argparse.BooleanOptionalAction, help="first read small windows (default from --epochs 32)")
+    add("--parts", type=count, metavar="N", help="on the CPU, compute a batch in N parts (default: one per core, or 8)")
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="how much to distort training images (0: none)")
     add("--average", type=common.number(int, 0), metavar="N", help="average weights over ~1/N of the run; 0: off")
     (args,) = common.parse(parser, argv, {"modern": recipe})
     if args.windows and args.lines != 1:
-        parser.error("windows, the default from 32 epochs on, are read a line at a time: use --lines 1 or --no-windows")
+        parser.error("windows, the default from --epochs 32, are read a line at a time: use --lines 1 or --no-windows")
     with common.session([args]):
         return common.predict(build(args), args) if args.predict else fit(args)
 

@@ -19,6 +19,11 @@ def quit_at_once(number, _) -> None:
     os._exit(status)
 
 
+def heard() -> list:
+    """The signals that end this process: not those that a shell has a background job ignore."""
+    return [number for number in WAYS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 torchrun = "TORCHELASTIC_RUN_ID" in os.environ
 quiet = torchrun and os.environ["LOCAL_RANK"] != "0"  # one process speaks for all that torchrun started on its machine
 program = Path(getattr(sys.modules["__main__"], "__file__", None) or "notebook").resolve()
@@ -26,7 +31,7 @@ if program.parent == Path(__file__).resolve().parents[1] and program.name.endswi
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  closed: print would take stdout instead
     with contextlib.suppress(AttributeError):  # a notebook's %run
         sys.stdout.reconfigure(errors="replace")  # not every terminal's encoding has "→", or a file's name
-    for each in WAYS:
+    for each in heard():
         signal.signal(each, quit_at_once)
 
 
@@ -54,18 +59,19 @@ def clean(args=None):
     before = {}
 
     def stop(number, _):
-        for each in WAYS:  # the second Ctrl-C of an impatient user must not cut the ending short
+        for each in heard():  # the second Ctrl-C of an impatient user must not cut the ending short
             signal.signal(each, lambda *_: None)  # a program started now would inherit SIG_IGN
         raise KeyboardInterrupt(*WAYS[number])
 
     if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
-        before = {number: signal.signal(number, stop) or signal.SIG_DFL for number in WAYS}
+        before = {number: signal.signal(number, stop) or signal.SIG_DFL for number in heard()}
     try:
         yield
         flush()
     except KeyboardInterrupt as error:
         how, status = error.args or WAYS[signal.SIGINT]
-        remedy, saved = "no checkpoint was written (--checkpoint FILE)", getattr(args, "checkpoint", None)
+        saved = getattr(args, "checkpoint", None)
+        remedy = f"no checkpoint was written{'' if saved else ' (--checkpoint FILE)'}"
         if saved and saved.exists():
             remedy = f"{getattr(args, 'resume', 'rerun the same command')} to resume from {saved}"
         elif torchrun and os.environ["RANK"] != "0":

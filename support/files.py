@@ -139,7 +139,7 @@ def lock(path: Path):
     except filelock.Timeout:
         raise SystemExit(f"{path}: another run is using it; wait for it, or remove {name} if there is none") from None
     try:
-        for left in target.parent.glob(f".{glob.escape(target.name)}.{'?' * 8}.part"):  # by a kill
+        for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.part"):  # by a kill
             left.unlink(missing_ok=True)
         yield
     finally:

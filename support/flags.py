@@ -13,8 +13,9 @@ READ = {"--data-dir", "--predict", "--load-model"}  # these alone may share a fi
 def contradiction(runs: list, processes: int) -> str | None:
     """What is wrong with the flags of these runs, one per recipe, in so many processes, in one line; else None."""
     args = runs[0]
-    if processes > 1 and getattr(args, "compile", False):
-        return "--compile works in a single process only; omit it under torchrun"
+    for name in ("compile", "predict"):
+        if processes > 1 and getattr(args, name, None):
+            return f"--{name} works in a single process only; omit it under torchrun"
     if processes > 1 and args.device.index is not None:
         return f"--device {args.device} is one device; under torchrun each process takes its own: use --device cuda"
     if args.predict and not args.load_model:

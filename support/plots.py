@@ -82,20 +82,26 @@ def confusion(labels: torch.Tensor, answers: torch.Tensor, names=range(10)) -> F
 def run(run, tested: list, names: list[str]) -> None:
     """Write a `common.Run`'s pictures: samples, curves, confusion, most confident mistakes.
 
-    `tested` is `[(outputs (B, 10), labels (B,)), …]` over the test loader. Without an epoch there are no curves.
+    `tested` is `[(outputs (B, 10), labels (B,)), …]` over the test loader. Without an epoch there are no curves, and an
+    earlier run's are removed; likewise mistakes.
     """
-    folder, train, test = run.args.plot, run.train_loader, run.test_loader
+    train, test = run.train_loader, run.test_loader
     outputs, labels = (torch.cat(part).cpu() for part in zip(*tested))
     sure, answers = outputs.float().softmax(1).max(1)
-    save(digits(train.images[:20], [names[k] for k in train.labels[:20].tolist()]), folder / "samples.png")
-    if run.history:
-        save(curves(run.history), folder / "curves.png")
-    save(confusion(labels, answers, names), folder / "confusion.png")
     wrong = (answers != labels).nonzero()[:, 0]
     wrong = wrong[sure[wrong].argsort(descending=True)][:20]
     titles = [f"{names[labels[k]]} read as {names[answers[k]]}\n{sure[k]:.3f}" for k in wrong]
-    if titles:
-        save(digits(test.images[wrong.to(test.images.device)], titles), folder / "mistakes.png")
+    figures = {
+        "samples.png": digits(train.images[:20], [names[k] for k in train.labels[:20].tolist()]),
+        "curves.png": curves(run.history) if run.history else None,
+        "confusion.png": confusion(labels, answers, names),
+        "mistakes.png": digits(test.images[wrong.to(test.images.device)], titles) if titles else None,
+    }
+    for name, figure in figures.items():
+        if figure:
+            save(figure, run.args.plot / name)
+        else:
+            (run.args.plot / name).unlink(missing_ok=True)  # an earlier run's
 
 
 def predictions(folder: Path, answers: list[tuple], names: list[str]) -> None:

@@ -32,14 +32,13 @@ def hush() -> None:
 
 @contextlib.contextmanager
 def group(runs: list):
-    """Keep the processes connected; the flags that name files to write are rank 0's alone.
+    """Keep the processes connected; the flags that name files are rank 0's alone.
 
     Raises SystemExit with one line where the connection is lost.
     """
     device = runs[0].device
     for run in runs if RANK else ():
-        run.save_model = run.checkpoint = run.log = run.plot = None
-        run.load_model = run.load_model if run.predict else None  # rank 0 hands on what it loads
+        run.save_model = run.load_model = run.checkpoint = run.log = run.plot = None  # rank 0 hands on what it loads
     if device.type == "cuda":
         if torch.cuda.device_count() <= LOCAL_RANK:
             raise SystemExit(f"rank {RANK} has no GPU ({torch.cuda.device_count()} here); lower --nproc-per-node")
@@ -91,7 +90,7 @@ class Share:
     """
 
     def __init__(self, loader):
-        self.loader, self.size = loader, len(torch.arange(loader.batch_size).tensor_split(WORLD)[RANK])
+        self.loader, self.size = loader, len(range(RANK, loader.batch_size, WORLD))
 
     def __getattr__(self, name):
         return getattr(self.loader, name)
@@ -147,6 +146,12 @@ def total(*numbers: float) -> list[float]:
     everyone = [None] * WORLD
     dist.all_gather_object(everyone, numbers)
     return [sum(each) for each in zip(*everyone)]
+
+
+def mean(loss: float, accuracy: float, n: int) -> tuple[float, float]:
+    """Both over the samples of all processes; this one's are of its own n, perhaps none."""
+    loss, accuracy, samples = total(loss * n if n else 0, accuracy * n if n else 0, n)
+    return loss / samples, accuracy / samples
 
 
 def gathered(seen: list[tuple[torch.Tensor, torch.Tensor]], loader: Share) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -246,6 +246,7 @@ def test_the_picture_has_the_tables_name_and_unit_of_each_metric():
         (["--seeds", "0", "x.py"], "--seeds"),
         (["--jobs", "0", "x.py"], "--jobs"),
         (["mlp_mnist.py --seed 3"], "--seed"),
+        (["mlp_mnist.py", "--seeds", "1", "mlp_mnist.py --seed 4"], "mlp_mnist.py --seed 4: leave out --seed"),
         (["mlp_mnist.py --checkpoint=c.pt"], "--checkpoint"),
         (["mlp_mnist.py --load-model m --predict x.png"], "--predict"),
         (["mlp_mnist.py --save-model=m.pth"], "--save-model"),

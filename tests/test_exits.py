@@ -155,6 +155,25 @@ def test_signals_inside_and_handlers_afterwards(number, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_was_ignored_before_stays_ignored(number):
+    """As a shell script has it for SIGINT and what it starts with `&`."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert exits.heard() == [each for each in exits.WAYS if each != number]
+        with exits.clean():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_checkpoint_that_was_asked_for_is_not_suggested(tmp_path, capsys):
+    with pytest.raises(SystemExit), exits.clean(SimpleNamespace(checkpoint=tmp_path / "c.pt")):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "interrupted; no checkpoint was written\n"
+
+
 def test_a_program_that_is_started_after_a_signal_can_be_ended(capsys):
     def stopped():
         try:

@@ -48,10 +48,12 @@ def test_a_lock_dies_with_its_process(small, tmp_path):
     first.process.kill()
     first.wait()
     (tmp_path / ".c.pt.0123abcd.part").write_bytes(b"left by a kill")
-    (tmp_path / ".c.pt.other.0123abcd.part").write_bytes(b"of another file")
+    others = [".c.pt.original.part", ".c.pt.other.0123abcd.part"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"of another file")
     done = len(torch.load(kept, weights_only=True)["history"])
     assert "resuming after epoch" in call(*command, "--epochs", done + 1).stdout
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".c.pt.other.0123abcd.part", "c.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*others, "c.pt"]
 
 
 def test_many_writers_and_a_reader(tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from test_continue import epochs
 from test_copies import pasted
 from torch import nn
@@ -182,14 +183,17 @@ def test_windows_are_a_flag_as_well(monkeypatch, capsys):
         assert "use --lines 1 or --no-windows" in capsys.readouterr().err
 
 
-def test_a_short_runs_model_loads_by_the_flags_that_the_docstring_names(tiny, tmp_path, capsys):
-    file, flags = str(tmp_path / "m.pth"), ["--data-dir", str(tiny)]
-    _, history = modern_mnist.main([*flags, "--epochs", "1", "--save-model", file])
+@pytest.mark.parametrize(("epochs", "line"), [("1", 0), ("32", 1)])
+def test_a_model_loads_by_the_flags_that_the_docstring_names(epochs, line, tiny, tmp_path, capsys):
+    file, flags = str(tmp_path / "m.pth"), ["--data-dir", str(tiny), "--dry-run", "--epochs"]
+    _, history = modern_mnist.main([*flags, epochs, "--save-model", file])
     with pytest.raises(SystemExit, match="use the flags that it was trained with"):
-        modern_mnist.main([*flags, "--epochs", "0", "--load-model", file])
-    (line,) = re.findall(r"--load-model m.pth( --hidden .*)", modern_mnist.__doc__)
-    modern_mnist.main([*flags, "--epochs", "0", "--load-model", file, *line.split()])
+        modern_mnist.main([*flags, "0", "--load-model", file])
+    lines = re.findall(r"--epochs 0 --load-model m.pth (.*?) +#", modern_mnist.__doc__)
+    modern_mnist.main([*flags, "0", "--load-model", file, *lines[line].split()])
     assert f"Test Loss: {history[-1]['valid_loss']:.6f}" in capsys.readouterr().out
+    modern_mnist.main(["--epochs", epochs, "--load-model", file, "--predict", str(ROOT / "docs" / "seven.jpg")])
+    assert re.search(r"seven.jpg: \d \(\d\.\d{3}\)\n$", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "RMSprop"])

@@ -10,6 +10,7 @@ import re
 import struct
 import sys
 import termios
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +35,15 @@ def test_plot_writes_four_pictures(main, recipe, tiny, tmp_path, capsys):
         assert min(pixels.shape) > 200
         assert pixels.std() > 10  # not an empty sheet
     capsys.readouterr()
+
+
+def test_no_picture_of_an_earlier_run_stays(tiny, tmp_path):
+    for name in ("curves.png", "mistakes.png", "runs.png"):
+        (tmp_path / name).write_bytes(b"an earlier run's")
+    train, test = (SimpleNamespace(images=images, labels=labels) for images, labels in common.read(tiny))
+    run = SimpleNamespace(args=SimpleNamespace(plot=tmp_path), history=[], train_loader=train, test_loader=test)
+    plots.run(run, [(torch.eye(10)[test.labels], test.labels)], common.CLASSES["mnist"])  # all right, and no epoch
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["confusion.png", "runs.png", "samples.png"]
 
 
 def test_plotting_changes_no_number(tiny, tmp_path, capsys):

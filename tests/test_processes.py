@@ -195,7 +195,8 @@ def test_processes_that_differ_are_refused(flags, name, tiny, small, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "line"),
-    [(["--compile"], "--compile works in a single process only"), (["--epochs", "x"], "'x' is not an integer from 0")],
+    [(["--compile"], "--compile works in a single process only"), (["--epochs", "x"], "'x' is not an integer from 0")]
+    + [(["--load-model", "m", "--predict", "7.png"], "--predict works in a single process only")],
 )
 def test_a_bad_flag_is_refused(flags, line, capsys, group_of_one):
     with pytest.raises(SystemExit) as stopped:
@@ -299,11 +300,11 @@ def test_processes_of_one_start_meet_whatever_an_earlier_one_left(rank, group_of
     assert word != "old"
 
 
-def test_another_rank_keeps_no_flag_that_names_a_file_to_write(group_of_one, monkeypatch):
+def test_another_rank_keeps_no_flag_that_names_a_file(group_of_one, monkeypatch):
     monkeypatch.setattr(group_of_one, "RANK", 1)
     monkeypatch.setattr(group_of_one, "meet", lambda _: 1 / 0)
     names = ["save_model", "checkpoint", "log", "plot", "load_model"]
-    run = SimpleNamespace(device=torch.device("cpu"), predict=None, **dict.fromkeys(names, "file"))
+    run = SimpleNamespace(device=torch.device("cpu"), **dict.fromkeys(names, "file"))
     with pytest.raises(ZeroDivisionError), group_of_one.group([run]):
         pass
     assert [getattr(run, name) for name in names] == [None] * 5

@@ -214,6 +214,19 @@ def test_bf16_says_where_the_device_cannot(script, tiny, monkeypatch):
         SCRIPTS[script]([*flags, "--epochs", "1"])
 
 
+def test_bf16_is_refused_where_an_lstm_would_compute_in_float16(tiny, monkeypatch):
+    """As cuDNN does under autocast, whatever type it is asked for."""
+    forward = torch.nn.LSTM.forward
+
+    def half(self, *inputs):
+        output, state = forward(self, *(x.float() for x in inputs))
+        return output.half(), state
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", half)
+    with pytest.raises(SystemExit, match=r"^--bf16: .*; leave it out$"):
+        lstm_mnist.main(["--epochs", "1", "--device", "cpu", "--data-dir", str(tiny), "--bf16"])
+
+
 @pytest.mark.parametrize("flags", [[], pytest.param(["--bf16"], marks=pytest.mark.slow)])
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_steps_train_as_the_loop_does(flags, tiny, tmp_path, capsys):
