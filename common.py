@@ -45,7 +45,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # fewest images in a part of a batch; default parts have twice as many or more: smaller ones do not pay
+SAMPLES = 16  # fewest images in a part of a batch: smaller parts do not pay
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -534,9 +534,8 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
     for run in runs:
         run.epochs = min(run.epochs, 1) if run.dry_run else run.epochs
         if "parts" in run:
-            most = run.batch_size // PROCESSES // SAMPLES
-            parts = min(run.parts, most) if run.parts else min(CORES, most // 2)
-            run.parts = max(1, parts) if run.device.type == "cpu" else 1
+            most = run.batch_size // PROCESSES // SAMPLES if run.device.type == "cpu" else 1
+            run.parts = max(1, min(run.parts or CORES, most))
         if args.plot and len(runs) > 1:
             run.plot = args.plot / run.recipe
     if exits and (wrong := flags.contradiction(runs, PROCESSES)):

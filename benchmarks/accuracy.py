@@ -2,7 +2,7 @@
 
 python benchmarks/accuracy.py                          # seeds 1 to 10 of each of the five
 python benchmarks/accuracy.py --seeds 3 --recipe sgd
-python benchmarks/accuracy.py --log runs.jsonl         # keep the runs; the same again runs only what is missing
+python benchmarks/accuracy.py --log runs.jsonl         # keep the runs; the same command again runs only what is missing
 
 A run is the script itself in a process of its own, such as `lstm_mnist.py --recipe sgd --seed 3`: a call of compare.py.
 """

@@ -2,7 +2,7 @@
 
 python benchmarks/speed.py                             # three rounds of all five
 python benchmarks/speed.py --recipe mlp --rounds 5
-python benchmarks/speed.py --quick --rounds 1          # a tenth of the data: that it runs, no measure
+python benchmarks/speed.py --quick --rounds 1          # a tenth of the data: a smoke test, whose times mean nothing
 python benchmarks/speed.py --keras-python keras/bin/python   # Keras 3, installed in an environment of its own
 
 Each measurement is a fresh process; within a round the sides take turns. Given are medians, with (min to max).
@@ -10,8 +10,9 @@ Each measurement is a fresh process; within a round the sides take turns. Given 
 - tutorial: a DataLoader over torchvision's MNIST, each image transformed on its own, with the tutorial's workers,
   batch sizes and order (`mlp`'s does not shuffle), the optimizer as it comes, `.item()` of loss and hits at every
   step, nothing tuned. 20 steps go before the epoch that counts. All sides report the same four numbers, so that the
-  tutorials differ in this a little: those of `sgd` and `time-major` add up tensors, `last-hidden`'s sums nothing in
-  training but tests 24 times per epoch, `mlp`'s sums the loss alone and counts the test's hits image by image.
+  tutorials differ in this a little: `sgd`'s adds up tensors, `time-major`'s loop is not on its page, `last-hidden`'s
+  sums nothing in training but tests 24 times per epoch, `mlp`'s sums the loss alone and counts the test's hits image
+  by image.
 - ours: the script itself for two epochs; the second counts, as its --log gives it. `mlp --compile` and
   `batch-first --bf16` stand in rows of their own beside the same tutorial and Keras, if the machine can do them.
 - Keras: the same network, data in memory, `fit` with its defaults, likewise the second of two epochs.

@@ -174,11 +174,11 @@ def test_a_batch_is_parted_where_every_part_has_sixteen(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cores", "size", "flags", "parts"),
-    [(2, 50, [], 1), (2, 64, [], 2), (8, 100, [], 3), (8, 20, [], 1), (2, 64, ["--parts", "9"], 4)]
+    [(2, 50, [], 2), (2, 64, [], 2), (8, 100, [], 6), (8, 20, [], 1), (2, 64, ["--parts", "9"], 4)]
     + [(8, 64, ["--parts", "3"], 3), (8, 10, ["--parts", "2"], 1)],
 )
 def test_there_is_one_part_per_core_unless_told(monkeypatch, tiny, capsys, cores, size, flags, parts):
-    """Of at least 32 samples each; of at least 16 where `--parts` says so."""
+    """Of at least 16 samples each."""
     monkeypatch.setattr(common, "CORES", cores)
     sizes = ["--batch-size", str(size), "--hidden", "3", "--dry-run", "--data-dir", str(tiny)]
     _, (record,) = lstm_mnist.main([*sizes, *flags])

@@ -221,7 +221,8 @@ def group_of_one(monkeypatch):
 
 @pytest.mark.parametrize("name", ["last-hidden", "mlp"])
 def test_a_group_of_one_learns_to_the_last_digit_what_a_process_alone_does(name, tiny, tmp_path, capsys, group_of_one):
-    script, flags = (mlp_mnist, []) if name == "mlp" else (lstm_mnist, ["--recipe", name, "--log-interval", "2"])
+    lstm = ["--recipe", name, "--log-interval", "2", "--parts", "1"]
+    script, flags = (mlp_mnist, []) if name == "mlp" else (lstm_mnist, lstm)
     flags += ["--epochs", "2", "--data-dir", str(tiny), "--log", str(tmp_path / "l.jsonl")]
     model, history = script.main(flags)
     several = capsys.readouterr().out
