@@ -176,7 +176,7 @@ def in_parts(model: torch.nn.Module, args) -> None:
 
     Given two threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another program
     has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
-    `sgd` takes 7.8 ms, the tutorial's way 25 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
+    `sgd` takes 9.1 ms, the tutorial's way 48 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
     Results depend on the parts, not on the number of threads. Evaluation takes parts of about 125 images where that
     gives more parts, even with `--parts 1`. Without this call everything works, on one thread.
     """
