@@ -45,7 +45,7 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if PROCESSES > 1:
     CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # fewest images in a part of a batch: smaller parts do not pay
+SAMPLES = 16  # fewest images in a part of a batch
 RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
 
 
@@ -427,7 +427,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what is freed instead of giving it back to the kernel; a no-op with another C library.
 
     oneDNN's LSTM takes and frees megabytes at each call. Given back, every page is faulted in again by the next step:
-    up to 1.7 times as long, for 1.3 % less memory at most (benchmarks/set_up.py; figures in docs/speed.md).
+    up to 1.3 times as long (benchmarks/set_up.py, n = 3, AMD EPYC, 2 cores, torch 2.14; docs/speed.md).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -495,7 +495,7 @@ def parser(script: str, doc: str, normalize: bool = True) -> Parser:
     add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
     add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, mps, xpu, or auto: any accelerator (default)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
-    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="contains MNIST/raw/ (default: scripts' data/)")
+    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="holds MNIST/raw/ (default: the scripts' data/)")
     add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in training")
     if normalize:
         add("--normalize", action=argparse.BooleanOptionalAction, help="pixels from -1 to 1 instead of 0 to 1")
@@ -504,7 +504,7 @@ def parser(script: str, doc: str, normalize: bool = True) -> Parser:
     add("--log-interval", type=number(int, 0), metavar="N", help="print progress every N steps; 0: never")
     add("--save-model", **file, help="write the trained state_dict")
     add("--load-model", **file, help="start from these weights; with --epochs 0, evaluate them")
-    add("--checkpoint", **file, help="saved after each epoch; rerun to resume from it")
+    add("--checkpoint", **file, help="saved after each epoch; the same command resumes from it")
     add("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
     add("--log", **file, help="append one JSON object per epoch")
     add("--plot", type=Path, metavar="DIR", help="write figures to DIR")

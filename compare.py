@@ -129,7 +129,7 @@ def main(argv=None) -> list[dict]:
     add("--log", type=Path, metavar="FILE", help="keep the runs there (default: a new temporary file)")
     add("--metric", choices=SCORES, default="valid_acc", help="default: valid_acc, the test accuracy")
     add("--best", action="store_true", help="each run's best epoch instead of its last")
-    add("--format", choices=("text", "markdown", "csv", "json"), default="text")
+    add("--format", choices=("text", "markdown", "csv", "json"), default="text", help="default: text")
     add("--plot", type=Path, metavar="DIR", help="write runs.png there")
     args = parser.parse_intermixed_args(argv)
     if not args.commands and not args.log:

@@ -159,7 +159,7 @@ def main(argv=None):
     add("--cell", choices=CELLS, default="lstm", help="default: lstm; equations: the LSTM written out from its gates")
     add("--hidden", type=count, metavar="N", help="units per layer")
     add("--layers", type=count, metavar="N", help="stacked recurrent layers")
-    add("--parts", type=count, metavar="N", help="on the CPU, compute a batch in N parts (default: one per core)")
+    add("--parts", type=count, metavar="N", help="CPU: parts of a batch, of 16 images or more (default: one per core)")
     runs = common.parse(parser, argv, RECIPES)
     with common.session(runs):
         if runs[0].predict:

@@ -181,7 +181,8 @@ def main(argv=None):
     add("--layers", type=count, metavar="N", help="layers of the row and column LSTMs")
     add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
     add("--windows", action=argparse.BooleanOptionalAction, help="first read small windows (default from --epochs 32)")
-    add("--parts", type=count, metavar="N", help="on the CPU, compute a batch in N parts (default: one per core, or 8)")
+    parts = "CPU: parts of a batch, of 16 images or more (default: one per core; 8 from --epochs 32)"
+    add("--parts", type=count, metavar="N", help=parts)
     add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
     add("--distortion", type=common.number(float, 0), metavar="S", help="how much to distort training images (0: none)")
     add("--average", type=common.number(int, 0), metavar="N", help="average weights over ~1/N of the run; 0: off")
