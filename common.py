@@ -528,9 +528,8 @@ def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Nam
         p.error(f"{needing[0]} needs the folder support/ beside {Path(__file__).name}; copy it too")
     given = {name: value for name, value in vars(args).items() if value is not None}
     tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
-    usual = vars(args) | {"bf16": False, "normalize": False}
-    own = [{"script": p.prog, "recipe": name} for name in names]
-    runs = [argparse.Namespace(**usual | table | given | each) for table, each in zip(tables, own)]
+    usual = vars(args) | {"script": p.prog, "bf16": False, "normalize": False}
+    runs = [argparse.Namespace(**usual | table | given | {"recipe": name}) for name, table in zip(names, tables)]
     for run in runs:
         run.epochs = min(run.epochs, 1) if run.dry_run else run.epochs
         if "parts" in run:
