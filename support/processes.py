@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+import traceback
 import uuid
 from datetime import timedelta
 
@@ -54,6 +55,9 @@ def group(runs: list):
         reason = re.sub(r"^\[.*?\] ", "", reason)  # gloo begins with a place in its source
         raise SystemExit(f"rank {RANK} stopped: it lost the other processes ({reason[:150]})") from None
     finally:
+        # An error's frames hold the replica, and with it the group: if the replica went last, it would end the group's
+        # thread while holding the GIL, which that thread may be waiting for.
+        traceback.clear_frames(sys.exc_info()[2])
         if dist.is_initialized():
             dist.destroy_process_group()
 

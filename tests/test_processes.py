@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -309,6 +310,26 @@ def test_another_rank_keeps_no_flag_that_names_a_file(group_of_one, monkeypatch)
     with pytest.raises(ZeroDivisionError), group_of_one.group([run]):
         pass
     assert [getattr(run, name) for name in names] == [None] * 5
+
+
+def test_an_errors_frames_let_go_of_the_replica_before_the_group_ends(group_of_one, monkeypatch):
+    """With torch 2.11 some processes never ended otherwise."""
+    replicas, gone, destroy = [], [], torch.distributed.destroy_process_group
+
+    def fit():
+        replica = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+        replicas.append(weakref.ref(replica))
+        raise SystemExit("the loss is not finite")
+
+    def end():
+        gone.append(replicas[0]() is None)
+        destroy()
+
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", end)
+    run = SimpleNamespace(device=torch.device("cpu"))
+    with pytest.raises(SystemExit, match="not finite"), group_of_one.group([run]):
+        fit()
+    assert gone == [True]
 
 
 def test_an_error_that_is_not_the_connections_is_not_taken_for_it(group_of_one):
