@@ -135,7 +135,7 @@ def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
 
     def check(module, inputs, outputs):
         if outputs[0].dtype == torch.float16:
-            raise RuntimeError("float16 instead of bfloat16")
+            raise SystemExit("--bf16: cuDNN computes an LSTM in float16, not bfloat16; leave it out")
 
     model.forward = autocast
     hooks = [layer.register_forward_hook(check) for layer in model.modules() if isinstance(layer, torch.nn.RNNBase)]

@@ -41,8 +41,10 @@ def group(runs: list):
     for run in runs if RANK else ():
         run.save_model = run.load_model = run.checkpoint = run.log = run.plot = None  # rank 0 hands on what it loads
     if device.type == "cuda":
-        if torch.cuda.device_count() <= LOCAL_RANK:
-            raise SystemExit(f"rank {RANK} has no GPU ({torch.cuda.device_count()} here); lower --nproc-per-node")
+        here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if there < here:
+            time.sleep(10 if LOCAL_RANK else 0)  # one line per machine; torchrun then ends the other processes
+            raise SystemExit(f"{here} processes need {here} GPUs (found {there}); lower --nproc-per-node")
         torch.cuda.set_device(LOCAL_RANK)
     try:
         backend, wait = dist.get_default_backend_for_device(device), timedelta(seconds=PATIENCE)

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("GPU_TO_TEST", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))  # for test_gpu.py alone
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the others expect the CPU's digits, wherever they run
 torch.set_num_threads(1)  # the data are small, and several processes share the cores
 
 

@@ -312,6 +312,15 @@ def test_another_rank_keeps_no_flag_that_names_a_file(group_of_one, monkeypatch)
     assert [getattr(run, name) for name in names] == [None] * 5
 
 
+def test_fewer_gpus_than_processes_end_in_one_line(group_of_one, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    run = SimpleNamespace(device=torch.device("cuda"))
+    line = r"^2 processes need 2 GPUs \(found 1\); lower --nproc-per-node$"
+    with pytest.raises(SystemExit, match=line), group_of_one.group([run]):
+        pytest.fail("a process has no GPU")
+
+
 def test_an_errors_frames_let_go_of_the_replica_before_the_group_ends(group_of_one, monkeypatch):
     """With torch 2.11 some processes never ended otherwise."""
     replicas, gone, destroy = [], [], torch.distributed.destroy_process_group

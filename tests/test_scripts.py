@@ -70,7 +70,7 @@ def test_one_epoch_as_a_process(script, tiny, tmp_path):
     run = call(script, "--epochs", 1, "--data-dir", tiny, "--log-interval", 1, "--device", "cpu", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert re.search(r", [\d,]+ parameters, \w+ lr [\d.]+, batch \d+( in \d parts)?, 1 epoch, cpu, seed 1$", lines[0])
+    assert re.search(r", [\d,]+ parameters, \w+ lr [\d.]+, batch \d+( in \d+ parts)?, 1 epoch, cpu, seed 1$", lines[0])
     own = {"mlp_mnist.py": 6, "lstm_mnist.py": 2}.get(script, 0)  # lines that the tutorial prints before
     running = [line for line in lines if re.fullmatch(r"\[1/1\] Loss: \d+\.\d{6}, Acc: [01]\.\d{6}", line)]
     assert lines[own + 1 : own + 1 + len(running)] == running

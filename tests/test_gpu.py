@@ -1,0 +1,56 @@
+"""On a CUDA device, where there is one: what the scripts compute there, and what they refuse."""
+
+import json
+import os
+
+import pytest
+from conftest import call
+
+SCRIPTS = {name: ["lstm_mnist.py", "--recipe", name] for name in ("batch-first", "sgd", "last-hidden", "time-major")}
+SCRIPTS |= {"mlp": ["mlp_mnist.py"], "modern": ["modern_mnist.py", "--no-bf16", "--lr", "0.001"]}
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """Runs a command on the GPU; returns its status, stderr and the records of its log."""
+
+    def run(*command, device="cuda"):
+        log = tmp_path / f"{len([*tmp_path.iterdir()])}.jsonl"
+        flags = ["--device", device, "--data-dir", tiny, "--log", log]
+        ended = call(*command, *flags, env={"CUDA_VISIBLE_DEVICES": os.environ["GPU_TO_TEST"]})
+        if "'cuda' is not available" in ended.stderr:
+            pytest.skip("there is no CUDA device")
+        records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return ended.returncode, ended.stderr, records
+
+    return run
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_learns_what_the_cpu_does(name, run):
+    status, err, gpu = run(*SCRIPTS[name], "--epochs", 2)
+    assert status == 0, err
+    assert gpu[-1]["device"] == "cuda"
+    _, _, cpu = run(*SCRIPTS[name], "--epochs", 2, device="cpu")
+    for one, other in zip(gpu, cpu, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=5e-3)
+        assert one["valid_loss"] == pytest.approx(other["valid_loss"], rel=5e-3)
+
+
+def test_a_run_resumes_with_the_same_digits(run, tmp_path):
+    command = SCRIPTS["last-hidden"]
+    _, _, whole = run(*command, "--epochs", 2)
+    run(*command, "--epochs", 1, "--checkpoint", tmp_path / "c.pt")
+    _, _, resumed = run(*command, "--epochs", 2, "--checkpoint", tmp_path / "c.pt")
+    assert resumed[-1]["train_loss"] == whole[-1]["train_loss"]
+    assert resumed[-1]["valid_loss"] == whole[-1]["valid_loss"]
+
+
+def test_bfloat16_is_for_the_mlp(run):
+    """cuDNN computes an LSTM in float16 under autocast, whatever type is asked for."""
+    status, err, (record,) = run(*SCRIPTS["mlp"], "--epochs", 1, "--bf16")
+    assert status == 0, err
+    assert record["bf16"]
+    status, err, records = run(*SCRIPTS["sgd"], "--epochs", 1, "--bf16")
+    assert (status, records) == (1, [])
+    assert err == "--bf16: cuDNN computes an LSTM in float16, not bfloat16; leave it out\n"
