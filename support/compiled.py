@@ -1,32 +1,61 @@
-"""--compile: the MLP's training step as one compiled graph."""
+"""--compile: the MLP's training step as a compiled graph."""
+
+import contextlib
+import warnings
 
 import torch
 
 
 def training(model, criterion, lr):
-    """A `train` of the scripts' form for this model, whose whole step with SGD is one graph.
+    """A `train` of the scripts' form for this model of `nn.Linear` layers, whose step with SGD runs as one graph.
 
-    The same mathematics as the loop's own lines, in one graph instead of many small calls, whose overhead counts at a
-    batch of 20 (benchmarks/speed.py). Raises SystemExit where torch is too old to put gradients into a graph.
+    The same mathematics as the loop's own lines without many small calls, whose overhead counts at a batch of 20. The
+    gradient of a weight, as large as the weight itself, is never stored: it is the product of the layer's input,
+    `(B, in)`, and the gradient of its output, `(B, out)`, which `addmm_` multiplies and subtracts in one pass
+    (benchmarks/speed.py measures the whole). Raises SystemExit where torch is too old for gradients within a graph.
     """
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         raise SystemExit(f"--compile needs a newer torch than {torch.__version__}; omit --compile")
     torch._dynamo.config.trace_autograd_ops = True  # gradients within the graph
-    parameters = list(model.parameters())
+    warnings.filterwarnings("ignore", "TensorFloat32")  # torch suggests it on a GPU; it rounds to 10 bits
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    calls = []  # each layer's input and output in a step
+
+    def keep(layer, inputs, output):
+        calls.append((*inputs, output))
+
+    def passes(images, labels):
+        outputs = model(images)
+        inputs, results = zip(*calls)
+        calls.clear()
+        gradients = torch.autograd.grad(criterion(outputs, labels), results)
+        with torch.no_grad():
+            for layer, gradient in zip(layers, gradients):
+                layer.bias.sub_(gradient.sum(0), alpha=lr)
+        return outputs.detach(), [(x.detach().float(), gradient.float()) for x, gradient in zip(inputs, gradients)]
+
+    def step(images, labels):
+        outputs, pairs = passes(images, labels)
+        with torch.no_grad():
+            for layer, (x, gradient) in zip(layers, pairs):
+                layer.weight.addmm_(gradient.T, x, alpha=-lr)
+        return outputs
 
     torch.compiler.reset()  # in a notebook, graphs of runs at other rates count against the eight allowed
+    options = dict(fullgraph=True, dynamic=False)
+    if layers[0].weight.device.type == "cpu":
+        passes = torch.compile(passes, **options)  # not the whole step: a graph has no addmm_ in place
+    else:
+        graph = torch.compile(step, mode="reduce-overhead", **options)  # as a CUDA graph, whose outputs are overwritten
 
-    @torch.compile(fullgraph=True, dynamic=False)
-    def step(images, labels):
-        outputs = model(images)
-        gradients = torch.autograd.grad(criterion(outputs, labels), parameters)
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients):
-                parameter.sub_(gradient, alpha=lr)
-        return outputs.detach()
+        def step(images, labels):
+            return graph(images, labels).clone()
 
     def train(model, loader, criterion, optimizer):
         model.train()
-        return [(step(images, labels), labels) for images, labels in loader]
+        with contextlib.ExitStack() as hooks:
+            for layer in layers:
+                hooks.enter_context(layer.register_forward_hook(keep))
+            return [(step(images, labels), labels) for images, labels in loader]
 
     return train

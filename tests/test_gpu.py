@@ -54,3 +54,14 @@ def test_bfloat16_is_for_the_mlp(run):
     status, err, records = run(*SCRIPTS["sgd"], "--epochs", 1, "--bf16")
     assert (status, records) == (1, [])
     assert err == "--bf16: cuDNN computes an LSTM in float16, not bfloat16; leave it out\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--bf16"]])
+def test_the_compiled_step(flags, run):
+    """Batches of 100, 100 and 50: two graphs."""
+    command = [*SCRIPTS["mlp"], "--epochs", 2, "--batch-size", 100, *flags]
+    status, err, compiled = run(*command, "--compile")
+    assert (status, err) == (0, "")
+    _, _, loop = run(*command)
+    assert compiled[-1]["train_loss"] == pytest.approx(loop[-1]["train_loss"], rel=5e-3)
+    assert compiled[-1]["valid_loss"] == pytest.approx(loop[-1]["valid_loss"], rel=5e-3)

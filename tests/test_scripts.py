@@ -249,7 +249,7 @@ def test_compiled_steps_train_as_the_loop_does(flags, tiny, tmp_path, capsys):
 
 def test_the_compiled_step_is_the_loops_mathematics(tiny, monkeypatch, capsys):
     """The step as it is written, run without a compiler."""
-    monkeypatch.setattr(torch, "compile", lambda **_: lambda step: step)
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     flags = ["--epochs", "2", "--data-dir", str(tiny)]
     (loop, _), (step, _) = mlp_mnist.main(flags), mlp_mnist.main([*flags, "--compile"])
     capsys.readouterr()
@@ -259,7 +259,7 @@ def test_the_compiled_step_is_the_loops_mathematics(tiny, monkeypatch, capsys):
 def test_compiled_runs_in_one_process_do_not_add_up(tiny, monkeypatch, capsys):
     """Two graphs per learning rate, the second for the short last batch; torch allows a function eight."""
     compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *step, **options: compile(*step, **options | {"backend": "eager"}))
+    monkeypatch.setattr(torch, "compile", lambda step, **options: compile(step, **options | {"backend": "eager"}))
     flags = ["--epochs", "1", "--batch-size", "100", "--compile", "--data-dir", str(tiny)]
     losses = [mlp_mnist.main([*flags, "--lr", f"0.0{n}"])[1][0]["train_loss"] for n in range(1, 6)]
     assert losses == sorted(losses, reverse=True)
