@@ -7,12 +7,13 @@ import torch
 
 
 def training(model, criterion, lr):
-    """A `train` of the scripts' form for this model of `nn.Linear` layers, whose step with SGD runs as one graph.
+    """A `train` of the scripts' form for this model, whose step with SGD runs as one graph.
 
-    The same mathematics as the loop's own lines without many small calls, whose overhead counts at a batch of 20. The
-    gradient of a weight, as large as the weight itself, is never stored: it is the product of the layer's input,
-    `(B, in)`, and the gradient of its output, `(B, out)`, which `addmm_` multiplies and subtracts in one pass
-    (benchmarks/speed.py measures the whole). Raises SystemExit where torch is too old for gradients within a graph.
+    The model's parameters are those of `nn.Linear` layers, called in the order of their definition. The mathematics is
+    that of the loop's own lines, without many small calls, whose overhead counts at a batch of 20. A weight's gradient,
+    as large as the weight, is never stored: it is the product of the layer's input, `(B, in)`, and the gradient of its
+    output, `(B, out)`, and `addmm_` multiplies and subtracts in one pass (benchmarks/speed.py measures the whole).
+    Raises SystemExit where torch is too old for gradients within a graph.
     """
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         raise SystemExit(f"--compile needs a newer torch than {torch.__version__}; omit --compile")
