@@ -88,7 +88,7 @@ def main(argv=None):
     """Train, or --predict; returns `(model, history)`."""
     parser = common.parser(__file__, __doc__)
     parser.set_defaults(recipe=["mlp"])
-    parser.add_argument("--compile", action="store_true", help="compile the training step into one graph (SGD only)")
+    parser.add_argument("--compile", action="store_true", help="compile the training step (SGD only)")
     (args,) = common.parse(parser, argv, RECIPES)
     if args.compile and args.optimizer != "SGD":
         parser.error(f"--compile goes with --optimizer SGD, not {args.optimizer}")

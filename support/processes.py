@@ -50,18 +50,27 @@ def group(runs: list):
         backend, wait = dist.get_default_backend_for_device(device), timedelta(seconds=PATIENCE)
         dist.init_process_group(backend, store=meet(wait), rank=RANK, world_size=WORLD, timeout=wait)
         yield
-    except RuntimeError as error:
+    except BaseException as error:
+        let_go(error)
         reason = (str(error).splitlines() or [""])[0]
-        if not isinstance(error, dist.DistError) and "gloo" not in reason:
+        if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and "gloo" in reason):
             raise
         reason = re.sub(r"^\[.*?\] ", "", reason)  # gloo begins with a place in its source
         raise SystemExit(f"rank {RANK} stopped: it lost the other processes ({reason[:150]})") from None
     finally:
-        # An error's frames hold the replica, and with it the group: if the replica went last, it would end the group's
-        # thread while holding the GIL, which that thread may be waiting for.
-        traceback.clear_frames(sys.exc_info()[2])
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def let_go(error: BaseException | None) -> None:
+    """Clear the frames of an error and of those it arose from, which hold the replica and through it the group.
+
+    If the replica is freed last, it ends the group's thread while it holds the GIL, for which that thread may be
+    waiting: with torch 2.11 some processes never ended.
+    """
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def meet(wait: timedelta) -> dist.Store:

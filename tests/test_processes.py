@@ -321,14 +321,23 @@ def test_fewer_gpus_than_processes_end_in_one_line(group_of_one, monkeypatch):
         pytest.fail("a process has no GPU")
 
 
-def test_an_errors_frames_let_go_of_the_replica_before_the_group_ends(group_of_one, monkeypatch):
-    """With torch 2.11 some processes never ended otherwise."""
+@pytest.mark.parametrize("kind", [SystemExit, ValueError, RuntimeError, torch.distributed.DistError])
+@pytest.mark.parametrize("again", [False, True])
+def test_an_errors_frames_let_go_of_the_replica_before_the_group_ends(kind, again, group_of_one, monkeypatch):
     replicas, gone, destroy = [], [], torch.distributed.destroy_process_group
 
     def fit():
         replica = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
         replicas.append(weakref.ref(replica))
-        raise SystemExit("the loss is not finite")
+        raise kind("the loss is not finite")
+
+    def main():
+        try:
+            fit()
+        except kind:
+            if again:
+                raise SystemExit("stopped") from None
+            raise
 
     def end():
         gone.append(replicas[0]() is None)
@@ -336,8 +345,8 @@ def test_an_errors_frames_let_go_of_the_replica_before_the_group_ends(group_of_o
 
     monkeypatch.setattr(torch.distributed, "destroy_process_group", end)
     run = SimpleNamespace(device=torch.device("cpu"))
-    with pytest.raises(SystemExit, match="not finite"), group_of_one.group([run]):
-        fit()
+    with pytest.raises((kind, SystemExit)), group_of_one.group([run]):
+        main()
     assert gone == [True]
 
 
