@@ -4,6 +4,7 @@ python benchmarks/speed.py                             # three rounds of all fiv
 python benchmarks/speed.py --recipe mlp --rounds 5
 python benchmarks/speed.py --quick --rounds 1          # a tenth of the data: a smoke test, whose times mean nothing
 python benchmarks/speed.py --keras-python keras/bin/python   # Keras 3, installed in an environment of its own
+python benchmarks/speed.py --products                  # how much of a step of batch-first its matrix products take
 
 Each measurement is a fresh process; within a round the sides take turns. Given are medians, with (min to max).
 
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -152,6 +154,64 @@ def operations(name: str, samples: int, tested: int) -> int:
     return total
 
 
+def products(recipe: dict, samples: int):
+    """A function that computes the matrix products of one training step of `batch-first`, and nothing else.
+
+    Of each layer: those of its input and the gradients of its weights for all 28 time steps at once, those of its
+    state and their gradient one time step after the other.
+    """
+    hidden, layers = recipe["hidden"], []
+    for width in [28] + [hidden] * (recipe["layers"] - 1):
+        shapes = (28, samples, width), (28, samples, hidden), (28, samples, 4 * hidden), (4 * hidden, width)
+        layers.append([torch.rand(shape) for shape in (*shapes, (4 * hidden, hidden))])
+
+    def compute():
+        for inputs, states, _, w_input, w_state in layers:
+            torch.mm(inputs.flatten(0, 1), w_input.T)
+            for state in states:
+                torch.mm(state, w_state.T)
+        for k, (inputs, states, gates, w_input, w_state) in enumerate(layers):
+            for gate in gates:
+                torch.mm(gate, w_state)
+            gates = gates.flatten(0, 1)
+            for values in (inputs, states):
+                torch.mm(gates.T, values.flatten(0, 1))
+            if k:  # nobody needs the gradient of the images
+                torch.mm(gates, w_input)
+
+    return compute
+
+
+def share_of_products(turns: int) -> str:
+    """Milliseconds of a step of `batch-first` on the CPU and of its products alone, in as many parts, in turn."""
+    recipe, device = RECIPES["batch-first"], torch.device("cpu")
+    size, count = recipe["batch_size"], min(common.CORES, recipe["batch_size"] // common.SAMPLES)
+    with common.session([argparse.Namespace(device=device, checkpoint=None, log=None, save_model=None, plot=None)]):
+        parts = [products(recipe, len(part)) for part in torch.arange(size).tensor_split(count)]
+        pool = ThreadPoolExecutor(count - 1 or 1, initializer=torch.set_num_threads, initargs=[1])
+        model, criterion = network("batch-first"), nn.CrossEntropyLoss()
+        common.in_parts(model, argparse.Namespace(device=device, parts=count, threads=count))
+        optimizer = common.optimizer(model, argparse.Namespace(**recipe))
+        batch = [(torch.rand(size, 1, 28, 28), torch.randint(10, (size,)))]
+
+        def alone():
+            others = [pool.submit(part) for part in parts[1:]]
+            parts[0]()
+            for other in others:
+                other.result()
+
+        sides = {alone: [], (lambda: lstm_mnist.train(model, batch, criterion, optimizer)): []}
+        for _ in range(turns + 1):
+            for side, taken in sides.items():
+                start = time.perf_counter()
+                for _ in range(50):
+                    side()
+                taken.append(1000 * (time.perf_counter() - start) / 50)
+        (mine, step) = (taken[1:] for taken in sides.values())  # the first turn warms up
+    share = statistics.median(mine) / statistics.median(step)
+    return f"batch-first: its products alone take {cell(mine)} ms of {cell(step)} ms per step, {100 * share:.0f} %"
+
+
 def last_line(command: list[str]) -> dict:
     """Run a program in a process of its own and return the JSON of the last line it prints."""
     return json.loads(run(command).splitlines()[-1])
@@ -230,11 +290,16 @@ def main():
         "--keras", action=argparse.BooleanOptionalAction, help="also Keras (default: where it is installed)"
     )
     parser.add_argument("--keras-python", default=sys.executable, metavar="PATH", help="the interpreter with Keras")
+    parser.add_argument("--products", action="store_true", help="only the share of batch-first's products in a step")
     parser.add_argument("--side", choices=("tutorial", "peak"), help=argparse.SUPPRESS)  # the program calls itself
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         print(json.dumps(peak() if args.side == "peak" else tutorial(args.recipe[0], args.folder)))
+        return
+
+    if args.products:
+        print(f"{share_of_products(args.rounds)}\n{machine()}; n = {args.rounds}")
         return
 
     if os.sep in args.keras_python:

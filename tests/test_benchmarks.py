@@ -1,10 +1,12 @@
 """The benchmarks' counting, and that their commands run."""
 
 import json
+import re
 import shlex
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, call, has_bf16_lstm
 
 from support.checkpoint import SCORES
@@ -31,6 +33,21 @@ def test_operations_are_those_of_the_shapes(name, first, others, speed):
     assert speed.operations(name, samples=1, tested=0) == 2 * (2 * first + 3 * others)
     assert speed.operations(name, samples=0, tested=1) == 2 * (first + others)
     assert speed.operations(name, samples=7, tested=5) == 2 * (14 * first + 21 * others + 5 * (first + others))
+
+
+def test_products_are_all_that_an_lstm_has(speed, monkeypatch):
+    done = []
+    monkeypatch.setattr(torch, "mm", lambda a, b: done.append(2 * a.shape[0] * a.shape[1] * b.shape[1]))
+    speed.products(speed.RECIPES["batch-first"], 100)()
+    classifier = 3 * 2 * 128 * 10 * 100
+    assert sum(done) == speed.operations("batch-first", samples=100, tested=0) - classifier
+
+
+@pytest.mark.slow
+def test_the_share_of_products_is_printed():
+    done = call("benchmarks/speed.py", "--products", "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"batch-first: its products alone take [\d.]+ ms of [\d.]+ ms per step, \d+ %\n", done.stdout)
 
 
 def test_part_of_mnist_reads_as_mnist(speed, tmp_path, digits):
