@@ -188,28 +188,25 @@ def share_of_products(turns: int) -> str:
     size, count = recipe["batch_size"], min(common.CORES, recipe["batch_size"] // common.SAMPLES)
     with common.session([argparse.Namespace(device=device, checkpoint=None, log=None, save_model=None, plot=None)]):
         parts = [products(recipe, len(part)) for part in torch.arange(size).tensor_split(count)]
-        pool = ThreadPoolExecutor(count - 1 or 1, initializer=torch.set_num_threads, initargs=[1])
+        pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=[1])
         model, criterion = network("batch-first"), nn.CrossEntropyLoss()
         common.in_parts(model, argparse.Namespace(device=device, parts=count, threads=count))
         optimizer = common.optimizer(model, argparse.Namespace(**recipe))
         batch = [(torch.rand(size, 1, 28, 28), torch.randint(10, (size,)))]
 
-        def alone():
-            others = [pool.submit(part) for part in parts[1:]]
-            parts[0]()
-            for other in others:
-                other.result()
-
-        sides = {alone: [], (lambda: lstm_mnist.train(model, batch, criterion, optimizer)): []}
+        sides = {
+            lambda: list(pool.map(lambda part: part(), parts)): [],
+            lambda: lstm_mnist.train(model, batch, criterion, optimizer): [],
+        }
         for _ in range(turns + 1):
             for side, taken in sides.items():
                 start = time.perf_counter()
                 for _ in range(50):
                     side()
                 taken.append(1000 * (time.perf_counter() - start) / 50)
-        (mine, step) = (taken[1:] for taken in sides.values())  # the first turn warms up
-    share = statistics.median(mine) / statistics.median(step)
-    return f"batch-first: its products alone take {cell(mine)} ms of {cell(step)} ms per step, {100 * share:.0f} %"
+        alone, step = (taken[1:] for taken in sides.values())  # the first turn warms up
+    share = statistics.median(alone) / statistics.median(step)
+    return f"batch-first: its products alone take {cell(alone)} ms of {cell(step)} ms per step, {100 * share:.0f} %"
 
 
 def last_line(command: list[str]) -> dict:

@@ -62,7 +62,7 @@ def group(runs: list):
             dist.destroy_process_group()
 
 
-def let_go(error: BaseException | None) -> None:
+def let_go(error: BaseException) -> None:
     """Clear the frames of an error and of those it arose from, which hold the replica and through it the group.
 
     If the replica is freed last, it ends the group's thread while it holds the GIL, for which that thread may be

@@ -6,7 +6,9 @@ import os
 import pytest
 from conftest import call
 
-SCRIPTS = {name: ["lstm_mnist.py", "--recipe", name] for name in ("batch-first", "sgd", "last-hidden", "time-major")}
+import lstm_mnist
+
+SCRIPTS = {name: ["lstm_mnist.py", "--recipe", name] for name in lstm_mnist.RECIPES}
 SCRIPTS |= {"mlp": ["mlp_mnist.py"], "modern": ["modern_mnist.py", "--no-bf16", "--lr", "0.001"]}
 
 
