@@ -1,61 +1,42 @@
-"""Data loaders, accuracy, timing and flags: what each script needs; a script trains with this file alone.
-
-What some flags and torchrun need beyond that, clean exits and the care for the data set's files are in support/.
-"""
-
-try:
-    from support import archives, exits, files, flags, records  # first: Ctrl-C ends in one line, while importing, too
-except ImportError as error:  # copied without support/
-    if (error.name or "").split(".")[0] != "support":
-        raise
-    exits = None
+"""What a script needs to train: data loaders, a batch in parts, lines per epoch, flags. Some flags need support/."""
 
 import argparse
 import contextlib
 import ctypes
 import functools
-import itertools
 import math
 import os
-import statistics
+import signal
 import sys
 import time
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import nn
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-DATA_DIR = Path(__file__).resolve().parent / "data"
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's classes and folders
-CLASSES = {
-    "mnist": [*"0123456789"],
-    "fashion-mnist": ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-                      "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
-    "kmnist": ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
-}  # fmt: skip
-NEED_SUPPORT = ["save_model", "load_model", "checkpoint", "predict", "log", "plot", "compile"]
-PROCESSES = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-if exits and PROCESSES > 1:
-    from support import processes
-say = functools.partial(print, flush=True)  # at once, also into a pipe
+CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+KANA = ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]
+CLASSES = {"mnist": [*"0123456789"], "fashion-mnist": CLOTHES, "kmnist": KANA}
+FUSED, FOREACH = {"fused": True}, {"foreach": True}  # the variant of each optimizer with the fewest kernels
+OPTIMIZERS = {"SGD": FUSED, "Adam": FUSED, "AdamW": FUSED, "Adadelta": FOREACH, "RMSprop": FOREACH}
+FILES = ["save_model", "load_model", "checkpoint", "log", "plot", "predict"]
+UNLOGGED = {*FILES, "epochs", "log_interval", "opening", "running", "closing", "model", "data_dir", "saving", "classes"}
+DATA_DIR, SUPPORT = Path(__file__).with_name("data"), Path(__file__).with_name("support").exists()
+WORLD = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1  # processes under torchrun
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-if PROCESSES > 1:
-    CORES = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))  # each process has its own
-SAMPLES = 16  # fewest images in a part of a batch
-RUNNING = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # loss and accuracy of an epoch so far
+CORES = max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of this process
+say = functools.partial(print, flush=True)  # at once, also into a pipe
 
 
 class Loader:
     """Batches `(images (B, 1, 28, 28) float32, labels (B,) int64)` of a data set that lives on the device as bytes.
 
-    The data set is `images` `(N, 28, 28)` uint8 and `labels` `(N,)` int64. With a generator each pass is in a new
-    random order, without one in the given order; the last batch may be short. Values are those of `ToTensor()`, and of
-    `Normalize([0.5], [0.5])` after it if `normalize`. `transform(images, generator)`, if given, turns a few hundred
-    images `(M, 1, 28, 28)` at a time into as many others.
+    `images` are `(N, 28, 28)` uint8, `labels` `(N,)` int64. With a generator each pass is in a new random order; the
+    last batch may be short. Values are those of `ToTensor()`, and of `Normalize([0.5], [0.5])` after it if `normalize`.
+    `transform(images, generator)`, if given, turns some hundred images `(M, 1, 28, 28)` into as many others.
     """
 
     def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
@@ -82,461 +63,238 @@ def to_float(images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
 
 
 def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Training and test set of a torchvision root: bytes `(N, 28, 28)` and int64 labels `(N,)` each."""
-    if exits:
-        return archives.read(root, DATASETS[name])
+    """Training and test set of a torchvision root: bytes `(N, 28, 28)` and int64 labels `(N,)` each.
+
+    Raises SystemExit with one line where a file is missing or wrong. Without support/ torchvision reads the files.
+    """
+    if SUPPORT:
+        from support import data
+
+        return data.read(Path(root), DATASETS[name])
     from torchvision import datasets
 
     kind = getattr(datasets, DATASETS[name])
-    try:
-        return [(part.data, part.targets) for part in (kind(root, train, download=True) for train in (True, False))]
-    except (OSError, RuntimeError) as error:  # a network and files can each fail in their own ways
-        raise SystemExit(f"{root}: cannot read {DATASETS[name]} ({' '.join(str(error).split())[:200]})") from None
+    return [(part.data, part.targets) for part in (kind(root, train, download=True) for train in (True, False))]
 
 
 def loaders(args, transform=None) -> tuple[Loader, Loader]:
-    """The training loader, shuffled from `args.seed`, and the test loader; each of one batch with `--dry-run`.
-
-    With `--hold-out N` the last N training images take the test set's place. `transform` is for the training images.
-    Raises SystemExit with one line where nothing would be left to train on.
-    """
-    training, test = read(args.data_dir, args.dataset)
+    """The training loader, shuffled from `args.seed`, and the test loader; `transform` is for training images only."""
+    train, test = read(args.data_dir, args.dataset)
     if n := args.hold_out:
-        if n >= len(training[1]):
-            raise SystemExit(f"--hold-out {n} leaves no training images (there are {len(training[1])}); lower it")
-        training, test = zip(*((each[:-n], each[-n:]) for each in training))
-    both, generator = [], torch.Generator().manual_seed(args.seed)
-    for (images, labels), size, *more in (
-        (training, args.batch_size, generator, args.normalize, transform),
-        (test, args.test_batch_size, None, args.normalize),
-    ):
-        count = size if args.dry_run else len(labels)
-        both.append(Loader(images[:count].to(args.device), labels[:count].to(args.device), size, *more))
-    return tuple(both if PROCESSES == 1 else map(processes.Share, both))
+        train, test = ([each[part] for each in train] for part in (slice(-n), slice(-n, None)))
+        if len(train[1]) == 0:
+            raise SystemExit(f"--hold-out {n} leaves no images to train on; lower it")
+    if args.dry_run:
+        train, test = [each[: args.batch_size] for each in train], [each[: args.test_batch_size] for each in test]
+    train, test = ([each.to(args.device) for each in part] for part in (train, test))
+    train_loader = Loader(*train, args.batch_size, torch.Generator().manual_seed(args.seed), args.normalize, transform)
+    return train_loader, Loader(*test, args.test_batch_size, normalize=args.normalize)
 
 
-def optimizer(model: torch.nn.Module, args) -> torch.optim.Optimizer:
-    """torch.optim's `args.optimizer` at `args.lr`, in its variant with the fewest kernels."""
-    variant = "fused" if args.optimizer in ("SGD", "Adam", "AdamW") else "foreach"
-    return getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **{variant: True})
+class Parallel(nn.Module):
+    """The same model and weights, each batch computed in parts: side by side, or without support/ one after another.
 
-
-def use_bfloat16(model: torch.nn.Module, device: torch.device) -> None:
-    """Let the model compute in bfloat16 while it trains (`--bf16`); its outputs, and so the loss, stay float32.
-
-    Raises SystemExit with one line where the device cannot: a CPU without AVX512 has no `nn.LSTM` in bfloat16, and
-    cuDNN computes one in float16 under any autocast. Running out of memory stays a RuntimeError.
-    """
-    forward = model.forward
-
-    def autocast(images):
-        with torch.autocast(device.type, torch.bfloat16, enabled=model.training):
-            return forward(images).float()
-
-    def check(module, inputs, outputs):
-        if outputs[0].dtype == torch.float16:
-            raise SystemExit("--bf16: cuDNN computes an LSTM in float16, not bfloat16; leave it out")
-
-    model.forward = autocast
-    hooks = [layer.register_forward_hook(check) for layer in model.modules() if isinstance(layer, torch.nn.RNNBase)]
-    try:
-        model(torch.zeros(1, 1, 28, 28, device=device))
-    except RuntimeError as error:
-        if "primitive" not in str(error) and "bfloat16" not in str(error).lower():
-            raise
-        why = f"this model cannot be trained in bfloat16 on {device} (for an LSTM a CPU needs AVX512)"
-        raise SystemExit(f"--bf16: {why}; leave it out") from None
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class Parts(torch.autograd.Function):
-    """The forward pass of a batch in parts, and its backward pass; see `in_parts`."""
-
-    @staticmethod
-    def forward(ctx, on_threads, forward, recording, images, *parameters):
-        def run(part):
-            with torch.set_grad_enabled(recording):  # each thread has its own
-                return forward(part)
-
-        ctx.on_threads, ctx.parameters = on_threads, parameters
-        ctx.outputs = on_threads(run, images)
-        return torch.cat([output.detach() for output in ctx.outputs])
-
-    @staticmethod
-    def backward(ctx, gradient):
-        parts = zip(ctx.outputs, gradient.split([len(output) for output in ctx.outputs]))
-        gradients = ctx.on_threads(lambda part: torch.autograd.grad(part[0], ctx.parameters, part[1]), [*parts])
-        return None, None, None, None, *(functools.reduce(torch.add, each) for each in zip(*gradients))
-
-
-def in_parts(model: torch.nn.Module, args) -> None:
-    """On the CPU, compute each batch in `args.parts` parts, each from beginning to end on one thread.
-
-    Given two threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another program
-    has one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of
-    `sgd` takes 9.1 ms, the tutorial's way 48 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14).
-    Results depend on the parts, not on the number of threads. Evaluation takes parts of about 125 images where that
-    gives more parts, even with `--parts 1`. Without this call everything works, on one thread.
-    """
-    if args.device.type != "cpu":
-        return
-    forward, parameters = model.forward, list(model.parameters())
-
-    def prepare():  # settings of a thread, not of the process
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-
-    pool = ThreadPoolExecutor(args.threads, initializer=prepare)
-
-    def on_threads(function, parts):
-        results, left = [None] * len(parts), iter(range(len(parts)))
-
-        def work():
-            for k in left:  # whoever is free takes the next
-                results[k] = function(parts[k])
-
-        others = [pool.submit(work) for _ in range(min(args.threads, len(parts)) - 1)]
-        work()
-        for other in others:
-            other.result()
-        return results
-
-    def forward_in_parts(images):
-        recording = torch.is_grad_enabled()
-        most = args.parts if recording else max(args.parts, len(images) // 125)
-        parts = images.tensor_split(min(most, max(1, len(images) // SAMPLES)))
-        return forward(images) if len(parts) == 1 else Parts.apply(on_threads, forward, recording, parts, *parameters)
-
-    model.forward = forward_in_parts
-
-
-def in_processes(model: torch.nn.Module, loader: Loader) -> torch.nn.Module:
-    """The model as it is; under torchrun, where `loader` gives each process its share, as DistributedDataParallel."""
-    return model if PROCESSES == 1 else processes.replicated(model, loader)
-
-
-def score(seen: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over all samples of `[(outputs (B, 10), labels (B,)), …]`."""
-    outputs, labels = map(torch.cat, zip(*seen))
-    loss = F.cross_entropy(outputs.float(), labels)
-    accuracy = (outputs.argmax(1) == labels).float().mean()
-    return tuple(torch.stack((loss, accuracy)).tolist())
-
-
-def epoch_line(r: dict) -> str:
-    """The `time-major` tutorial's line per epoch, from the record that `--log` writes."""
-    minutes, seconds = divmod(int(r["seconds"]), 60)
-    return (
-        f"Epoch {r['epoch']}. Train Loss: {r['train_loss']:.6f}, Train Acc: {r['train_acc']:.6f}, "
-        f"Valid Loss: {r['valid_loss']:.6f}, Valid Acc: {r['valid_acc']:.6f}, "
-        f"Time {minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
-    )
-
-
-def report(seen: list[tuple[torch.Tensor, torch.Tensor]], names=range(10)) -> None:
-    """Print the end of the `mlp` tutorial: the test loss, the accuracy of each class, and overall.
-
-    Raises SystemExit with one line where the loss is not finite.
-    """
-    loss, _ = score(seen)
-    if not math.isfinite(loss):
-        raise SystemExit("the test loss is not finite: these weights are unusable; train again or load another model")
-    outputs, labels = (torch.cat(part).cpu() for part in zip(*seen))
-    right = torch.bincount(labels[outputs.argmax(1) == labels], minlength=10).tolist()
-    total = torch.bincount(labels, minlength=10).tolist()
-    say(f"Test Loss: {loss:.6f}\n")
-    for name, r, n in zip(names, right, total):
-        percent = f"{100 * r // n:2d}%" if n else "None"
-        say(f"The test accuracy of {name!s:>2} is : {percent} ({r:2d}/{n:2d})")
-    r, n = sum(right), sum(total)
-    say(f"\nTest Accuracy (Overall): {100 * r / n:.2f}% ({r}/{n})")
-
-
-class Run:
-    """What is printed and kept around one recipe's loop: `epochs`, `batches`, `end_epoch`, `finish`, in this order.
-
-    `history` holds a record per epoch, as `--log` writes it; its records start with the run's `settings`. A `scheduler`
-    is resumed with the optimizer. An `average` of the weights, if given, is tested and saved instead of the model.
+    Evaluation takes parts of about 125 images where that gives more. Models that draw random numbers, have buffers or
+    batch norm, or several outputs, get their batches whole, so that their mathematics stays. `bf16`: trained in
+    bfloat16, outputs in float32. Raises SystemExit with one line where the device has no bfloat16 for the model.
     """
 
-    def __init__(self, args, model, optimizer, train_loader, test_loader, scheduler=None, average=None):
-        self.args, self.model, self.optimizer = args, model, optimizer
-        self.scheduler, self.average = scheduler, average
-        self.result = average.module if average else model  # what is tested, saved and returned
-        self.train_loader, self.test_loader, self.history = train_loader, test_loader, []
-        names = ["script", "recipe", *getattr(args, "logged", []), "cell", "hidden", "layers", "seed", "device"]
-        names += ["dataset", "optimizer", "lr", "batch_size", "test_batch_size", "parts", "normalize", "bf16"]
-        names += ["compile", "dry_run", "hold_out"]
-        parameters, kind = sum(p.numel() for p in model.parameters()), type(model).__name__
-        split = f" over {PROCESSES} processes" if PROCESSES > 1 else ""
-        split += f" in {args.parts} parts" if getattr(args, "parts", 1) > 1 else ""
-        self.settings = {name: getattr(args, name) for name in names if name in args}
-        self.settings |= {"device": str(args.device), "processes": PROCESSES, "parameters": parameters}
-        say(
-            f"{args.recipe}: {f'{kind} {args.cell}' if 'cell' in args else kind}, {parameters:,} parameters, "
-            f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}{split}, "
-            f"{args.epochs} {'epoch' if args.epochs == 1 else 'epochs'}, {args.device}, seed {args.seed}"
-        )
-        if exits:
-            records.begin(self)
-        if average and not average.n_averaged:
-            average.update_parameters(model)  # the first update copies, including what --load-model has just read
-        if PROCESSES > 1:
-            processes.agree(self)
-        if args.bf16 and len(self.history) < args.epochs:
-            use_bfloat16(model, args.device)
+    def __init__(self, model, parts=CORES, bf16=False):
+        super().__init__()
+        self.model, self.parts, self.bf16, kind = model, parts, bf16, next(model.parameters()).device.type
+        kinds = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
+        drawing = any(isinstance(layer, kinds) or getattr(layer, "dropout", 0) for layer in model.modules())
+        self.whole = drawing or next(model.buffers(), None) is not None
+        recurrent = (nn.LSTM, nn.GRU, nn.RNN) if kind == "cuda" else (nn.LSTM,)  # which cuDNN computes in float16
+        recurrent = bf16 and any(type(layer) in recurrent for layer in model.modules())
+        if recurrent and (kind == "cuda" or not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            raise SystemExit(f"--bf16: torch has no bfloat16 for this model on this {kind}; leave it out")
+        self.together = lambda compute, _, x, n: torch.cat([compute(part) for part in x.tensor_split(n)[::-1]][::-1])
+        if SUPPORT:
+            from support.parallel import SideBySide
 
-    def score(self, seen: list) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy of what all processes saw."""
-        scores = score(seen)
-        return scores if PROCESSES == 1 else processes.mean(*scores, sum(len(labels) for _, labels in seen))
+            self.together = SideBySide(CORES)
 
-    def epochs(self):
-        """Once per epoch that is still to be trained; its clock starts here."""
-        while len(self.history) < self.args.epochs:
-            self.start, self.trained = time.perf_counter(), []
-            if "opening" in self.args:
-                say(self.fill(self.args.opening))
-            yield
+    def forward(self, images):
+        most = self.parts if torch.is_grad_enabled() else max(self.parts, len(images) // 125)
+        count = min(most, len(images) // 16) if images.device.type == "cpu" else 1
+        if self.whole or (count < 2 and WORLD == 1) or images.requires_grad or torch.is_autocast_enabled("cpu"):
+            return self.compute(images)
+        state = torch.get_rng_state()
+        with contextlib.suppress(AttributeError, TypeError):  # what the parts return cannot be put together
+            outputs = self.together(self.compute, self.model.parameters(), images, max(1, count))
+            if torch.equal(state, torch.get_rng_state()):
+                return outputs
+        self.whole = True  # several outputs, or random numbers were drawn, as F.dropout does
+        torch.set_rng_state(state)
+        return self.compute(images)
 
-    def batches(self):
-        """The training batches of an epoch in pieces; between two pieces lines are printed and the bar moves.
-
-        The caller adds each piece's outputs and labels to `trained` before it asks for the next.
-        """
-        loader, done, total = iter(self.train_loader), 0, len(self.train_loader)
-        interval, on_terminal = self.args.log_interval or total, bool(sys.stderr) and sys.stderr.isatty()
-        look = dict(desc=f"Epoch {len(self.history)}", leave=False, mininterval=1)
-        with tqdm(total=total, **look) if on_terminal else contextlib.nullcontext() as bar:
-            while done < total:
-                size, old = min(interval - done % interval, total - done, 16 if on_terminal else 256), len(self.trained)
-                yield itertools.islice(loader, size)
-                done += size
-                # Small tensors that outlive the large ones around them fragment the heap: 10.3 GiB instead of 2.4 for 2
-                # million images (benchmarks/scale.py)
-                self.trained[old:] = [tuple(map(torch.cat, zip(*self.trained[old:])))]
-                if bar and bar.update(size):  # true if it was redrawn; scoring all that was trained is slow
-                    bar.set_postfix_str("loss {:.4f}, acc {:.4f}".format(*score(self.trained)))
-                if self.args.log_interval and done % interval == 0:
-                    if bar:
-                        bar.clear()
-                    say(self.running_line(done))
-
-    def running_line(self, steps: int) -> str:
-        """The tutorial's line within an epoch, after that many steps."""
-        form, values = getattr(self.args, "running", RUNNING), {"step": steps - 1}
-        if "{first_batch" in form:
-            images, labels = next(iter(self.test_loader))
-            self.model.eval()
-            with torch.no_grad():
-                counts = (self.model(images).argmax(1) == labels).sum().item(), len(labels)
-            hits, n = processes.total(*counts) if PROCESSES > 1 else counts
-            values["first_batch"] = hits / n
-        else:
-            values["loss"], values["acc"] = self.score(self.trained)
-        return self.fill(form, **values)
-
-    def fill(self, form: str, **values) -> str:
-        """One of the recipe's lines with this epoch's values in it."""
-        epoch = len(self.history)
-        return form.format(epoch=epoch, number=epoch + 1, epochs=self.args.epochs, **values)
-
-    def end_epoch(self, tested: list) -> None:
-        """Score an epoch, `trained` and `tested`, save what the flags ask for, then print its lines.
-
-        Raises SystemExit with one line where a loss is not finite.
-        """
-        args, epoch = self.args, len(self.history)
-        (train_loss, train_acc), (valid_loss, valid_acc) = self.score(self.trained), self.score(tested)
-        seconds = time.perf_counter() - self.start
-        if not math.isfinite(train_loss + valid_loss):
-            outputs, labels = map(torch.cat, zip(*self.trained))
-            bad = F.cross_entropy(outputs.float(), labels, reduction="none").isfinite().logical_not().nonzero()
-            size = args.batch_size if PROCESSES == 1 else self.train_loader.size
-            step = bad[0].item() // size + 1 if len(bad) else len(self.train_loader)
-            raise SystemExit(f"epoch {epoch}, step {step}: the loss is not finite; lower --lr (it is {args.lr:g})")
-        scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
-        lines = [self.fill(args.closing, **scores)] if "closing" in args else []
-        self.history.append({**self.settings, "epoch": epoch, **scores, "seconds": seconds})
-        if exits:
-            records.save_epoch(self)
-        say(*lines, epoch_line(self.history[-1]), sep="\n")
-
-    def finish(self, tested: list) -> tuple[torch.nn.Module, list[dict]]:
-        """Print the accuracy of each class, write the model and the pictures; returns `(model, history)`."""
-        tested = tested if PROCESSES == 1 else processes.gathered(tested, self.test_loader)
-        report(tested, CLASSES[self.args.dataset])
-        if exits:
-            records.end(self, tested, CLASSES[self.args.dataset])
-        for model in (self.model, self.result):
-            vars(model).pop("forward", None)  # what `use_bfloat16` and `in_parts` put there
-        return self.result, self.history
-
-
-def predict(model: torch.nn.Module, args) -> tuple[torch.nn.Module, list]:
-    """Answer `--predict`; returns `(model, [])`. Raises SystemExit with status 1 if a picture has no answer."""
-    from support import predict
-
-    predict.main(model, args, functools.partial(to_float, normalize=args.normalize), CLASSES[args.dataset])
-    return model, []
-
-
-def summary(runs: list, results: list[tuple]) -> tuple | list[tuple]:
-    """What `main` returns: one recipe's `(model, history)`; of several recipes a list, after a table of them."""
-    if len(results) == 1:
-        return results[0]
-    say(f"\n{'recipe':<12} {'parameters':>10} {'epochs':>6} {'test accuracy':>13} {'seconds per epoch':>17}")
-    for args, (model, history) in zip(runs, results):
-        parameters = sum(p.numel() for p in model.parameters())
-        accuracy = f"{100 * history[-1]['valid_acc']:.2f}%" if history else "-"
-        seconds = f"{statistics.median(r['seconds'] for r in history):.2f}" if history else "-"
-        say(f"{args.recipe:<12} {parameters:>10,} {len(history):>6} {accuracy:>13} {seconds:>17}")
-    return results
+    def compute(self, images):
+        """The model's outputs for a part."""
+        if not self.bf16:
+            return self.model(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.training):
+            return tree_map(torch.Tensor.float, self.model(images))
 
 
 @contextlib.contextmanager
-def session(runs: list):
-    """Prepare the process for training; denormals, threads and signal handlers are put back afterwards."""
-    before = torch.get_num_threads(), torch.full((1,), 1e-40).mul(1).item() == 0
+def session(args, state: dict, *loaders: Loader):
+    """Prints the first line, then yields a run's history, a record per epoch: empty, or that of its `--checkpoint`.
+
+    `state` is what a checkpoint holds, `{"model": model, "optimizer": optimizer, …}`. Files and threads are as before
+    at the end. Raises SystemExit with one line where a file does not fit or cannot be written.
+    """
+    model, n = state["model"], args.epochs
+    size = sum(p.numel() for p in model.parameters())
+    args.settings = {name: value for name, value in vars(args).items() if name not in UNLOGGED}
+    args.settings |= {"device": str(args.device), "processes": WORLD, "parameters": size}
     with contextlib.ExitStack() as stack:
-        if exits:
-            stack.enter_context(exits.clean(runs[0]))
-            if PROCESSES > 1:
-                stack.enter_context(processes.group(runs))
-            stack.enter_context(files.ready(runs))
-        keep_freed_memory()
-        for kind in (np.float32, np.float64):
-            np.finfo(kind)  # older numpys measure this at first use, and warn where denormals are flushed by then
-        # Numbers under 1e-38 are slow on some processors; benchmarks/set_up.py saw no difference beyond its noise.
-        torch.set_flush_denormal(True)  # before the first tensor is computed: threads inherit it when they start
-        for run in runs:
-            run.threads = before[0] if PROCESSES == 1 else CORES  # for `in_parts`; torchrun asks torch for a single one
-        if runs[0].device.type == "cpu":
-            # Small products, such as an MLP's, take longer, and vary more, when cores share them.
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before[0])
-            torch.set_flush_denormal(before[1])
+        history = stack.enter_context(args.saving.opened(args, state, loaders)) if args.saving else []
+        kind = f"{type(model).__name__} {args.cell}" if "cell" in args else type(model).__name__
+        split = f" over {WORLD} processes" * (WORLD > 1) + f" in {args.parts} parts" * (args.parts > 1)
+        how = f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}{split}, {n} epoch{'s' * (n != 1)}"
+        say(f"{args.recipe}: {kind}, {size:,} parameters, {how}, {args.device}, seed {args.seed}")
+        # glibc would give the megabytes that oneDNN's LSTM frees at each call back to the kernel, and the next step
+        # would fault every page in again: up to 1.3 times as long (benchmarks/set_up.py, n = 3, torch 2.14).
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+            if (mallopt := ctypes.CDLL(None).mallopt)(-3, 32 << 20):  # M_MMAP_THRESHOLD; 32 MiB is the most
+                mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # small products take longer, and vary more, when cores share them
+        yield history
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed instead of giving it back to the kernel; a no-op with another C library.
+def progress(args, epoch: int, steps: int, first_batch=None):
+    """What `train` calls after a step to move the bar and print a line, or None; `first_batch()` is for that line."""
+    names, step = dict(epoch=epoch, number=epoch + 1, epochs=args.epochs), 0
+    say(args.opening.format(**names), end="")
+    bar = tqdm(total=steps, desc=f"Epoch {epoch}", leave=False, mininterval=1, disable=None)  # None: on a terminal
 
-    oneDNN's LSTM takes and frees megabytes at each call. Given back, every page is faulted in again by the next step:
-    up to 1.3 times as long (benchmarks/set_up.py, n = 3, AMD EPYC, 2 cores, torch 2.14; docs/speed.md).
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+    def after_step(total, correct, count):
+        nonlocal step
+        step += 1
+        if bar.update():  # true if it was redrawn
+            bar.set_postfix_str(f"loss {total / count:.4f}, acc {correct / count:.4f}")
+        if args.log_interval and step % args.log_interval == 0:
+            bar.clear()
+            scores = dict(loss=total / count, acc=correct / count, first_batch=first_batch and first_batch())
+            say(args.running.format(step=step - 1, **scores, **names))
+        if step == steps:
+            bar.close()
 
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage before it."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (--help lists the flags)\n")
-
-    def exit(self, status: int = 0, message: str | None = None):
-        if exits:
-            with exits.clean():
-                pass  # flushes what --help printed, perhaps into a closed pipe
-            if status and PROCESSES > 1 and processes.RANK:
-                time.sleep(10)  # rank 0 says the same, and torchrun then ends the others
-        super().exit(status, message)
+    return None if bar.disable and not args.log_interval else after_step
 
 
-def number(kind: type, least: float, most: float = 2**31 - 1, wanted: str | None = None):
-    """An argparse type: an int or a float from `least` to `most`, or as `wanted` says."""
-    wanted = wanted or f"{'an integer' if kind is int else 'a number'} from {least} to {most}"
-
-    def parse(text: str):
-        with contextlib.suppress(ValueError):
-            if least <= kind(text) <= most:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-
-    return parse
+def end_epoch(args, state: dict, history: list, start: float, train_loss, train_acc, valid_loss, valid_acc) -> None:
+    """Record the epoch, save it, print its lines; SystemExit with one line where a loss is not finite."""
+    if not math.isfinite(train_loss + valid_loss):
+        raise SystemExit(f"epoch {len(history)}: the loss is not finite; lower --lr (it is {args.lr:g})")
+    scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
+    history.append({**args.settings, "epoch": len(history), **scores, "seconds": time.perf_counter() - start})
+    if args.saving:
+        args.saving.save_epoch(args, state, history)
+    say(args.closing.format(number=len(history), **scores) + epoch_line(history[-1]))
 
 
-def device(name: str) -> torch.device:
-    """An argparse type: a device that is there; `auto` is the accelerator where there is one, else the CPU."""
-    if name == "auto":
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.ones(1, device=name).item()
-        return torch.device(name)
-    except Exception:  # each kind of device has its own way to say that it is not there
-        raise argparse.ArgumentTypeError(f"{name!r} is not available on this machine; use auto or cpu") from None
+def epoch_line(record: dict) -> str:
+    """The `time-major` tutorial's line per epoch, from a record of the history."""
+    line = "Epoch {epoch}. Train Loss: {train_loss:.6f}, Train Acc: {train_acc:.6f}, "
+    line += "Valid Loss: {valid_loss:.6f}, Valid Acc: {valid_acc:.6f}, Time {time}"
+    return line.format(time=time.strftime("%H:%M:%S", time.gmtime(record["seconds"])), **record)
 
 
-def parser(script: str, doc: str, normalize: bool = True) -> Parser:
-    """A parser with the flags that all scripts share, for a script's `__file__` and `__doc__`.
+def finish(args, model: nn.Module, net: nn.Module, history: list, train_loader: Loader, test_loader: Loader) -> None:
+    """Print the `mlp` tutorial's end, test loss and accuracy of each class; write what `--save-model`, `--plot` ask."""
+    net.eval()
+    with torch.no_grad():
+        outputs, labels = (torch.cat(part).cpu() for part in zip(*((net(x).float(), y) for x, y in test_loader)))
+    say(f"Test Loss: {nn.functional.cross_entropy(outputs, labels):.6f}\n")
+    right = torch.bincount(labels[outputs.argmax(1) == labels], minlength=10).tolist()
+    for name, r, n in zip(args.classes, right, torch.bincount(labels, minlength=10).tolist()):
+        say(f"The test accuracy of {name:>2} is : {f'{100 * r // n:2d}%' if n else 'None'} ({r:2d}/{n:2d})")
+    say(f"\nTest Accuracy (Overall): {100 * sum(right) / len(labels):.2f}% ({sum(right)}/{len(labels)})")
+    if args.saving:
+        args.saving.save_results(args, model, history, train_loader, test_loader, outputs, labels)
 
-    Without `--normalize` for a network that normalizes its input itself.
-    """
-    style = argparse.RawDescriptionHelpFormatter
-    defaults = "Flags that name no default take the recipe's, or are off."
-    p = Parser(prog=Path(script).name, description=doc, epilog=defaults, formatter_class=style, allow_abbrev=False)
-    count, add, file = number(int, 1), p.add_argument, dict(type=Path, metavar="FILE")
-    optimizers = ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"]
-    add("--optimizer", choices=optimizers, help="from torch.optim, with its defaults for all but --lr")
-    add("--epochs", type=number(int, 0), metavar="N", help="how often to go through the training images")
+
+def at_least(least: float, kind: type = int, most: float = math.inf):
+    """An argparse type: a number from `least` to `most`."""
+
+    def number(text: str):
+        if not least <= kind(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not from {least} to {most}")
+        return kind(text)
+
+    return number
+
+
+def parser(script: str, doc: str) -> argparse.ArgumentParser:
+    """A parser with the flags that all scripts share, for a script's `__file__` and `__doc__`; errors are one line."""
+    style, switch = argparse.RawDescriptionHelpFormatter, argparse.BooleanOptionalAction
+    p = argparse.ArgumentParser(Path(script).name, description=doc, formatter_class=style, allow_abbrev=False)
+    p.error = lambda message: p.exit(2, f"{p.prog}: {message} (--help lists the flags)\n")
+    running = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # as in the `batch-first` tutorial
+    p.set_defaults(script=p.prog, parts=None, saving=None, opening="", running=running, closing="")
+    add, count, natural = p.add_argument, at_least(1), at_least(0)
+    add("--epochs", type=natural, metavar="N", help="how often to go through the training images")
     add("--batch-size", type=count, metavar="N", help="images per training step")
     add("--test-batch-size", type=count, metavar="N", help="images per step of evaluation")
-    rate = number(float, 5e-324, torch.finfo(torch.float32).max, "a float32 number above 0, such as 0.01")
-    add("--lr", type=rate, metavar="RATE", help="learning rate")
-    add("--seed", type=number(int, 0, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
-    add("--device", type=device, default="auto", help="cpu, cuda, cuda:1, mps, xpu, or auto: any accelerator (default)")
+    add("--optimizer", choices=OPTIMIZERS, help="from torch.optim, with its defaults for all but --lr")
+    add("--lr", type=at_least(1e-38, float), metavar="RATE", help="learning rate")
+    add("--seed", type=natural, default=1, metavar="S", help="random seed (default: 1)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu, or auto: any accelerator (default)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="holds MNIST/raw/ (default: the scripts' data/)")
-    add("--bf16", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in training")
-    if normalize:
-        add("--normalize", action=argparse.BooleanOptionalAction, help="pixels from -1 to 1 instead of 0 to 1")
+    add("--hold-out", type=natural, default=0, metavar="N", help="test on the last N training images instead")
+    add("--normalize", action=switch, default=False, help="pixels from -1 to 1 instead of 0 to 1")
+    add("--bf16", action=switch, default=False, help="train in bfloat16")
     add("--dry-run", action="store_true", help="one batch of training, one of test")
-    add("--hold-out", type=number(int, 0), default=0, metavar="N", help="test on the last N training images instead")
-    add("--log-interval", type=number(int, 0), metavar="N", help="print progress every N steps; 0: never")
-    add("--save-model", **file, help="write the trained state_dict")
-    add("--load-model", **file, help="start from these weights; with --epochs 0, evaluate them")
-    add("--checkpoint", **file, help="saved after each epoch; the same command resumes from it")
-    add("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
-    add("--log", **file, help="append one JSON object per epoch")
+    add("--log-interval", type=natural, default=0, metavar="N", help="print progress every N steps; 0: never")
+    add("--save-model", type=Path, metavar="FILE", help="write the trained state_dict")
+    add("--load-model", type=Path, metavar="FILE", help="start from these weights; with --epochs 0, evaluate them")
+    add("--checkpoint", type=Path, metavar="FILE", help="saved after each epoch; the same command resumes from it")
+    add("--log", type=Path, metavar="FILE", help="append one JSON object per epoch")
     add("--plot", type=Path, metavar="DIR", help="write figures to DIR")
+    add("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
     return p
 
 
-def parse(p: Parser, argv: list[str] | None, recipes: dict) -> list[argparse.Namespace]:
-    """The recipes that the command line asks for, each entry overridden by the flag of that name.
-
-    A recipe is a dictionary, or a function of the flags that returns one (a flag that is not given is None there).
-
-    Raises SystemExit with status 2 and one line for a bad flag, or flags that contradict each other.
-    """
-    if exits and PROCESSES > 1:
-        processes.hush()
+def parse(p: argparse.ArgumentParser, argv: list[str] | None, recipe) -> argparse.Namespace:
+    """The settings that `recipe(args)` returns, each overridden by its flag; SystemExit(2), one line for a bad flag."""
+    p.set_defaults(**recipe(p.parse_args(argv)))
     args = p.parse_args(argv)
-    names = list(recipes) if "all" in args.recipe else list(dict.fromkeys(args.recipe))
-    needing = [f"--{name.replace('_', '-')}" for name in NEED_SUPPORT if getattr(args, name, None)]
-    needing += ["torchrun"] if PROCESSES > 1 else []
-    if needing and not exits:
-        p.error(f"{needing[0]} needs the folder support/ beside {Path(__file__).name}; copy it too")
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    tables = [recipes[name](args) if callable(recipes[name]) else recipes[name] for name in names]
-    usual = vars(args) | {"script": p.prog, "bf16": False, "normalize": False}
-    runs = [argparse.Namespace(**usual | table | given | {"recipe": name}) for name, table in zip(names, tables)]
-    for run in runs:
-        run.epochs = min(run.epochs, 1) if run.dry_run else run.epochs
-        if "parts" in run:
-            most = run.batch_size // PROCESSES // SAMPLES if run.device.type == "cpu" else 1
-            run.parts = max(1, min(run.parts or CORES, most))
-        if args.plot and len(runs) > 1:
-            run.plot = args.plot / run.recipe
-    if exits and (wrong := flags.contradiction(runs, PROCESSES)):
-        p.error(wrong)
-    return runs
+    if needing := [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["torchrun"] * (WORLD > 1):
+        if not SUPPORT:
+            p.error(f"--{needing[0].replace('_', '-')} needs the folder support/ beside common.py; copy it, too")
+        from support import saving
+
+        saving.check_flags(p, args)
+        args.saving = saving  # what writes the files, and holds the processes together
+    try:
+        auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        args.device = torch.device(auto if args.device == "auto" else args.device)
+        torch.ones(1, device=args.device).item()
+    except Exception:  # each kind of device has its own way to say that it is not there
+        p.error(f"--device {args.device} is not available on this machine; use auto or cpu")
+    args.epochs = min(args.epochs, 1) if args.dry_run else args.epochs
+    most = args.batch_size // WORLD // 16 if args.device.type == "cpu" else 1
+    args.parts, args.classes = max(1, min(args.parts or CORES, most)), CLASSES[args.dataset]
+    return args
+
+
+def run(main, flag: str = "--checkpoint") -> None:
+    """Run a script's `main` as a program: Ctrl-C, SIGTERM or a closed pipe (`| head`) end it without a traceback."""
+
+    def stop(number, _):
+        raise KeyboardInterrupt(number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        print(f"interrupted; with {flag} FILE the same command resumes", file=sys.stderr)
+        sys.exit(128 + error.args[0])
+    except BrokenPipeError:
+        os._exit(141)  # sys.exit would flush once more

@@ -5,10 +5,12 @@ python mlp_mnist.py --epochs 5 --lr 0.1              # any entry of the recipe c
 python mlp_mnist.py --save-model mlp.pth             # and later: --epochs 0 --load-model mlp.pth
 """
 
-import common  # first: from here on Ctrl-C ends in one line, also while torch is being imported
+import time
 
 import torch
 from torch import nn
+
+import common
 
 
 class Net(nn.Module):
@@ -22,79 +24,90 @@ class Net(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x):
-        out = x.flatten(1)  # (N, 784)
-        out = self.relu(self.fc1(out))
+        x = x.flatten(1)  # (N, 784)
+        out = self.relu(self.fc1(x))
         out = self.relu(self.fc2(out))
         return self.fc3(out)
 
 
-def train(model, loader, criterion, optimizer):
-    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, computed before each update."""
+def train(model, loader, criterion, optimizer, progress=None):
+    """Train on the loader's batches, on the model's device; returns loss and accuracy, the means over all images.
+
+    Each batch is scored before its update. `progress(total, correct, count)`, if given, is called after each step.
+    """
     model.train()
-    seen = []
+    total, correct, count = 0.0, 0, 0
     for images, labels in loader:
         outputs = model(images)
         loss = criterion(outputs, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seen.append((outputs.detach(), labels))
-    return seen
+        total += loss.detach() * len(labels)  # added up on the device: no step waits for a number
+        correct += (outputs.argmax(1) == labels).sum()
+        count += len(labels)
+        if progress:
+            progress(total, correct, count)  # updates the bar; prints a line every --log-interval steps
+    return float(total) / count, float(correct) / count
 
 
-def test(model, loader):
-    """Evaluate without gradients; returns `[(outputs (B, 10), labels (B,)), …]`."""
+def test(model, loader, criterion):
+    """Evaluate without gradients; returns loss and accuracy, the means over all images."""
     model.eval()
+    total, correct, count = 0.0, 0, 0
     with torch.no_grad():
-        return [(model(images), labels) for images, labels in loader]
+        for images, labels in loader:
+            outputs = model(images)
+            total += criterion(outputs, labels) * len(labels)
+            correct += (outputs.argmax(1) == labels).sum()
+            count += len(labels)
+    return float(total) / count, float(correct) / count
 
 
-RECIPES = {
-    "mlp": dict(
-        optimizer="SGD", lr=0.01, batch_size=20, test_batch_size=20, epochs=30, normalize=False, log_interval=0,
-        closing="epoch:{number} Training loss:{train_loss:.6f}",
-    ),
-}  # fmt: skip
-
-
-def build(args):
-    """The network, initialized from the seed."""
-    torch.manual_seed(args.seed)
-    return Net().to(args.device)
-
-
-def fit(args):
-    """Train as the flags say; returns the model and its history, a record per epoch."""
-    model = build(args)
-    train_loader, test_loader = common.loaders(args)
-    criterion = nn.CrossEntropyLoss()
-    optimizer = common.optimizer(model, args)
-    run = common.Run(args, model, optimizer, train_loader, test_loader)  # prints the first line; may load a file
-    print(model, flush=True)  # as the tutorial does
-    model = common.in_processes(model, train_loader)  # the same model, unless torchrun started several processes
-    train_batches = train
-    if args.compile:
-        from support import compiled
-
-        train_batches = compiled.training(model, criterion, args.lr)
-    for _ in run.epochs():
-        for batches in run.batches():  # an epoch's batches in pieces; lines are printed between them
-            run.trained += train_batches(model, batches, criterion, optimizer)
-        run.end_epoch(test(model, test_loader))  # prints, saves
-    return run.finish(test(model, test_loader))
+RECIPE = dict(
+    recipe="mlp", optimizer="SGD", lr=0.01, batch_size=20, test_batch_size=20, epochs=30, parts=1,
+    closing="epoch:{number} Training loss:{train_loss:.6f}\n",  # the tutorial's line, above the line per epoch
+)  # fmt: skip
 
 
 def main(argv=None):
-    """Train, or --predict; returns `(model, history)`."""
+    """Train, or predict (--predict); returns the model and its history, a record per epoch."""
     parser = common.parser(__file__, __doc__)
-    parser.set_defaults(recipe=["mlp"])
-    parser.add_argument("--compile", action="store_true", help="compile the training step (SGD only)")
-    (args,) = common.parse(parser, argv, RECIPES)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the training step (plain SGD only)")
+    args = common.parse(parser, argv, lambda _: RECIPE)  # the recipe's entries, each overridden by its flag
     if args.compile and args.optimizer != "SGD":
-        parser.error(f"--compile goes with --optimizer SGD, not {args.optimizer}")
-    with common.session([args]):
-        return common.predict(build(args), args) if args.predict else fit(args)
+        parser.error(f"--compile trains with SGD, not with {args.optimizer}")
+    torch.manual_seed(args.seed)
+    model = Net().to(args.device)
+    if args.predict:  # loads --load-model and classifies the pictures
+        from support import predict
+
+        return predict.main(args, model)
+    train_loader, test_loader = common.loaders(args)  # MNIST's batches, on args.device; those for training shuffled
+    criterion = nn.CrossEntropyLoss()
+    fewest_kernels = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update, faster
+    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **fewest_kernels)
+    state = dict(model=model, optimizer=optimizer, order=train_loader.generator)  # what --checkpoint saves
+    # The same weights, computed in bfloat16 or over torchrun's processes
+    net = common.Parallel(model, 1, args.bf16) if args.bf16 or common.WORLD > 1 else model
+    train_epoch = train
+    if args.compile:
+        from support import compiled
+
+        train_epoch = compiled.training(net, criterion)  # is called as train is
+    # Prints the first line; --load-model and --checkpoint are read here. history: the epochs that are done already
+    with common.session(args, state, train_loader, test_loader) as history:
+        common.say(model)  # prints it, as the tutorial does
+        for epoch in range(len(history), args.epochs):
+            start = time.perf_counter()
+            progress = common.progress(args, epoch, len(train_loader))
+            train_loss, train_acc = train_epoch(net, train_loader, criterion, optimizer, progress)
+            valid_loss, valid_acc = test(net, test_loader, criterion)  # "valid", as in a tutorial: the test set
+            # Adds to the history; saves what the flags ask for; prints the line per epoch
+            common.end_epoch(args, state, history, start, train_loss, train_acc, valid_loss, valid_acc)
+        common.finish(args, model, net, history, train_loader, test_loader)  # digit by digit; model file, pictures
+    return model, history
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

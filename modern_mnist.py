@@ -7,25 +7,23 @@ python modern_mnist.py --epochs 0 --load-model m.pth --hidden 64 --layers 1 --li
 python modern_mnist.py --epochs 0 --load-model m.pth --layers 1 --lines 1 --windows    # after 32 epochs or more
 python modern_mnist.py --hold-out 10000 --lr 0.01    # to tune: test on the last training images
 
-Test accuracy: 98.27 ± 0.09 % after 1 epoch and 2.5 s, 99.13 ± 0.04 after 2 and 16 s (n = 10), 99.56 ± 0.04 after 16
-and 254 s, 99.62 ± 0.02 after 32 and 895 s (n = 5); AMD EPYC, 2 cores, torch 2.14.1; docs/accuracy.md; `python
-compare.py --seeds 10 "modern_mnist.py --epochs 1"` and so on.
+Test accuracy: 98.27 ± 0.09 % after 1 epoch (n = 10), 99.62 ± 0.02 % after 32 (n = 5); docs/accuracy.md. A comment such
+as "+0.12" is what an ingredient adds, in points, after 4 epochs (n = 3, held out, `python benchmarks/leave_out.py --log
+l.jsonl`); all intervals but distortion's contain 0.
 """
-
-# A comment such as "+0.12" gives the points of accuracy that an ingredient adds: what leaving it out costs after 4
-# epochs, on held-out images (n = 3, `python benchmarks/leave_out.py --log l.jsonl`). All intervals but one contain 0.
-
-import common  # first: from here on Ctrl-C ends in one line, also while torch is being imported
 
 import argparse
 import functools
 import math
+import time
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import common
 
 
 class Windows(nn.Module):
@@ -96,10 +94,10 @@ def distort(images, generator, strength=1.0, turn=10.0, scale=0.1, shift=1.5, wa
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def train(model, loader, criterion, optimizer, scheduler, average):
-    """Train on the loader's batches; returns `[(outputs (B, 10), labels (B,)), …]`, computed before each update."""
+def train(model, loader, criterion, optimizer, scheduler, average, progress=None):
+    """Train on the loader's batches; returns mean loss and accuracy over all images, each scored before its update."""
     model.train()
-    seen = []
+    total, correct, count = 0.0, 0, 0
     for images, labels in loader:
         outputs = model(images)
         loss = criterion(outputs, labels)
@@ -108,22 +106,31 @@ def train(model, loader, criterion, optimizer, scheduler, average):
         optimizer.step()
         scheduler.step()
         average.update_parameters(model)
-        seen.append((outputs.detach(), labels))
-    return seen
+        total += loss.detach() * len(labels)  # added up on the device: no step waits for a number
+        correct += (outputs.argmax(1) == labels).sum()
+        count += len(labels)
+        if progress:
+            progress(total, correct, count)  # updates the bar; prints a line every --log-interval steps
+    return float(total) / count, float(correct) / count
 
 
-def test(model, loader):
-    """Evaluate without gradients; returns `[(outputs (B, 10), labels (B,)), …]`."""
+def test(model, loader, criterion):
+    """Evaluate without gradients; returns loss and accuracy, the means over all images."""
     model.eval()
+    total, correct, count = 0.0, 0, 0
     with torch.no_grad():
-        return [(model(images), labels) for images, labels in loader]
+        for images, labels in loader:
+            outputs = model(images)
+            total += criterion(outputs, labels) * len(labels)
+            correct += (outputs.argmax(1) == labels).sum()
+            count += len(labels)
+    return float(total) / count, float(correct) / count
 
 
 RECIPE = dict(
-    optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15, log_interval=0,
-    logged=["epochs", "windows", "lines", "smoothing", "distortion", "average"],
+    recipe="modern", optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15,
 )  # fmt: skip
-# For runs of that many epochs or more; chosen on held-out training images
+# From that number of epochs on; chosen on held-out training images
 LENGTHS = {
     1: dict(hidden=64, layers=1, lines=4, batch_size=256, lr=0.02, distortion=0.0),
     2: dict(hidden=128, layers=1, lines=2, batch_size=256, lr=0.01, distortion=0.6),
@@ -136,20 +143,34 @@ LENGTHS = {
 
 def recipe(args):
     """The settings for `args.epochs` epochs, for the default number if that is None or 0, on `args.device`."""
-    # bfloat16 where it is fast: two thirds of the time, -0.04
-    bf16 = args.device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return RECIPE | {"bf16": bf16} | LENGTHS[max(n for n in LENGTHS if n <= (args.epochs or RECIPE["epochs"]))]
+    epochs = args.epochs or RECIPE["epochs"]
+    # On a CPU bfloat16 where it is fast: two thirds of the time, -0.04
+    cpu = args.device == "cpu" or (args.device == "auto" and not torch.accelerator.is_available())
+    own = {"bf16": cpu and torch.cpu._is_avx512_bf16_supported(), "total_epochs": epochs}  # a checkpoint's must agree
+    return RECIPE | own | LENGTHS[max(n for n in LENGTHS if n <= epochs)]
 
 
-def build(args):
-    """The network, initialized from the seed."""
+def main(argv=None):
+    """Train, or predict (--predict); returns the averaged model and its history, a record per epoch."""
+    parser = common.parser(__file__, __doc__)
+    add, count, size = parser.add_argument, common.at_least(1), common.at_least(0, float)
+    add("--hidden", type=count, metavar="N", help="units per layer and direction of the row and column LSTMs")
+    add("--layers", type=count, metavar="N", help="layers of the row and column LSTMs")
+    add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
+    add("--windows", action=argparse.BooleanOptionalAction, help="first read small windows (default from --epochs 32)")
+    add("--parts", type=count, metavar="N", help="CPU: parts of a batch (default: one per core; 8 from --epochs 32)")
+    add("--smoothing", type=common.at_least(0, float, 1), metavar="P", help="label smoothing")
+    add("--distortion", type=size, metavar="S", help="how much to distort training images (0: none)")
+    add("--average", type=common.at_least(0), metavar="N", help="average weights over ~1/N of the run; 0: off")
+    args = common.parse(parser, argv, recipe)
+    if args.windows and args.lines != 1:
+        parser.error("windows, the default from --epochs 32, are read a line at a time: use --lines 1 or --no-windows")
     torch.manual_seed(args.seed)
-    return RowsAndColumns(args.hidden, args.layers, 10, args.lines, args.windows).to(args.device)
+    model = RowsAndColumns(args.hidden, args.layers, 10, args.lines, args.windows).to(args.device)
+    if args.predict:
+        from support import predict
 
-
-def fit(args):
-    """Train as the flags say; returns the averaged model and its history, a record per epoch."""
-    model = build(args)
+        return predict.main(args, model)
     # +0.12 (0.01 to 0.22), affine and elastic together; without either one alone no loss is shown
     transform = functools.partial(distort, strength=args.distortion) if args.distortion else None
     train_loader, test_loader = common.loaders(args, transform)
@@ -157,41 +178,27 @@ def fit(args):
     decay = max(0.0, 1 - (args.average or steps) / steps)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # -0.02
     average.module.to(args.device)  # puts the copied weights of an LSTM into the one block that cuDNN wants
-    criterion = nn.CrossEntropyLoss(label_smoothing=args.smoothing)  # 0.00
-    optimizer = common.optimizer(model, args)
-    # One cycle, up for a fifth of the steps, then down to 0: +0.05
+    smoothed, criterion = nn.CrossEntropyLoss(label_smoothing=args.smoothing), nn.CrossEntropyLoss()  # smoothing: 0.00
+    fewest_kernels = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update, faster
+    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **fewest_kernels)
+    # One cycle, linearly up for a fifth of the steps, then linearly down to 0: +0.05
     scheduler = LambdaLR(optimizer, lambda step: min(5 * (step + 1) / steps, 1.25 * (1 - step / steps), 1.0))
-    run = common.Run(args, model, optimizer, train_loader, test_loader, scheduler, average)  # prints, loads
-    for each in (model, average.module):
-        common.in_parts(each, args)  # faster on several cores, above all on busy ones
-    model = common.in_processes(model, train_loader)  # the same model, unless torchrun started several processes
-    for _ in run.epochs():
-        for batches in run.batches():  # an epoch's batches in pieces; lines are printed between them
-            run.trained += train(model, batches, criterion, optimizer, scheduler, average)
-        run.end_epoch(test(average.module, test_loader))  # prints, saves
-    return run.finish(test(average.module, test_loader))
-
-
-def main(argv=None):
-    """Train, or --predict; returns `(model, history)`."""
-    parser = common.parser(__file__, __doc__, normalize=False)  # the network does that itself
-    parser.set_defaults(recipe=["modern"])
-    add, count = parser.add_argument, common.number(int, 1)
-    add("--hidden", type=count, metavar="N", help="units per layer and direction of the row and column LSTMs")
-    add("--layers", type=count, metavar="N", help="layers of the row and column LSTMs")
-    add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
-    add("--windows", action=argparse.BooleanOptionalAction, help="first read small windows (default from --epochs 32)")
-    parts = "CPU: parts of a batch, of 16 images or more (default: one per core; 8 from --epochs 32)"
-    add("--parts", type=count, metavar="N", help=parts)
-    add("--smoothing", type=common.number(float, 0, 1), metavar="P", help="label smoothing")
-    add("--distortion", type=common.number(float, 0), metavar="S", help="how much to distort training images (0: none)")
-    add("--average", type=common.number(int, 0), metavar="N", help="average weights over ~1/N of the run; 0: off")
-    (args,) = common.parse(parser, argv, {"modern": recipe})
-    if args.windows and args.lines != 1:
-        parser.error("windows, the default from --epochs 32, are read a line at a time: use --lines 1 or --no-windows")
-    with common.session([args]):
-        return common.predict(build(args), args) if args.predict else fit(args)
+    state = dict(model=model, optimizer=optimizer, scheduler=scheduler, average=average, order=train_loader.generator)
+    net = common.Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores
+    averaged = common.Parallel(average.module, args.parts)
+    # Prints the first line; --load-model and --checkpoint are read here. history: the epochs that are done already
+    with common.session(args, state, train_loader, test_loader) as history:
+        if not history:
+            average.update_parameters(model)  # the first update copies, including what --load-model has just read
+        for epoch in range(len(history), args.epochs):
+            start = time.perf_counter()
+            progress = common.progress(args, epoch, len(train_loader))
+            train_loss, train_acc = train(net, train_loader, smoothed, optimizer, scheduler, average, progress)
+            valid_loss, valid_acc = test(averaged, test_loader, criterion)
+            common.end_epoch(args, state, history, start, train_loss, train_acc, valid_loss, valid_acc)
+        common.finish(args, average.module, averaged, history, train_loader, test_loader)  # digit by digit; files
+    return average.module, history
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -78,7 +78,7 @@ def at_once(side: str, name: str, folder: str, seconds: float, busy: int, runs: 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=COUNT, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--seconds", type=common.number(float, 0.1, 1e6), default=4.0, metavar="S", help="default: 4")
+    parser.add_argument("--seconds", type=common.at_least(0.1, float), default=4.0, metavar="S", help="default: 4")
     parser.add_argument("--recipe", nargs="+", choices=TUTORIALS, default=list(TUTORIALS), help="one or several")
     parser.add_argument("--side", choices=("tutorial", "ours"), help=argparse.SUPPRESS)  # the program calls itself
     parser.add_argument("--folder", help=argparse.SUPPRESS)

@@ -20,8 +20,7 @@ from machine import COUNT, compared, machine
 from matplotlib.figure import Figure
 from speed import PROGRAMS, RECIPES, as_written, write_part
 
-import compare
-from support import plots, records
+from support import plots, saving
 
 LEVELS = (98, 99, 99.5)  # percent
 SECONDS = [3, 10, 30, 100, 300, 1000, 3000]
@@ -39,7 +38,7 @@ def tutorial(name: str, seed: int, epochs: int, log: Path) -> None:
         (train_loss, train_acc), (valid_loss, valid_acc) = train(train_loader), test()
         scores = dict(train_loss=train_loss, train_acc=train_acc, valid_loss=valid_loss, valid_acc=valid_acc)
         kept.append({**own, "epoch": epoch, **scores, "seconds": time.perf_counter() - start})
-    records.append(log, kept)
+    saving.append(log, kept)
 
 
 def course(runs: list) -> list[tuple]:
@@ -93,22 +92,22 @@ def main():
     if args.side:
         tutorial(args.side[0], int(args.side[1]), int(args.side[2]), args.log)
         return
+    if args.plot:
+        saving.check_plot(args.plot)
     theirs = {f"{name}, the tutorial's program": f"tutorial {name}" for name in args.recipe}
     modern = {f"`modern_mnist.py --epochs {n}`": f"modern_mnist.py --epochs {n}" for n in args.lengths}
     ours = {f"{name}, here": " ".join([*PROGRAMS[name], "--log-interval 0"]) for name in args.recipe}
     for seed in range(1, args.seeds + 1):  # all sides in turn, so that a slow hour slows all of them
         compared([*modern.values(), *ours.values()], 1, args.log, "--first-seed", str(seed))
-        have = {(run[-1].get("command"), run[-1]["seed"]) for run in compare.read(args.log)}
+        have = {(run[-1].get("command"), run[-1]["seed"]) for run in saving.read_log(args.log)}
         for name in args.recipe:
             if (f"tutorial {name}", seed) not in have:
                 side = [name, str(seed), str(RECIPES[name]["epochs"])]
                 subprocess.run([sys.executable, __file__, "--log", args.log, "--side", *side], check=True)
                 print(f"{name}, the tutorial's program, seed {seed}: done", file=sys.stderr)
-    runs = compare.read(args.log)  # all seeds that it has, also of another call
-    series = {
-        name: course([run for run in runs if run[-1].get("command") == command])
-        for name, command in {**theirs, **ours, **modern}.items()
-    }
+    runs, series = saving.read_log(args.log), {}  # all seeds that it has, also of another call
+    for name, command in {**theirs, **ours, **modern}.items():
+        series[name] = course([run for run in runs if run[-1].get("command") == command])
     levels = " | ".join(f"{level:g} % after, s" for level in LEVELS)
     print(f"| | n | epochs | test accuracy, % | seconds | {levels} |\n|---|---|---|---|---|{'---|' * len(LEVELS)}")
     for name, points in series.items():
@@ -120,7 +119,7 @@ def main():
         print(f"| {' | '.join(map(str, row))} |")
     print(f"\n{machine()}; n seeds, mean ± standard deviation (min to max), seconds of training and evaluation")
     if args.plot:
-        plots.save(picture(series), args.plot / "clock.png")
+        saving.write(args.plot / "clock.png", plots.png(picture(series)))
 
 
 if __name__ == "__main__":

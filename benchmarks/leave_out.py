@@ -61,7 +61,7 @@ class Without(modern_mnist.RowsAndColumns):
 
 def train(without: str, flags: list[str]) -> None:
     """modern_mnist.py with these flags, without that ingredient; logged as `without`."""
-    modern_mnist.RECIPE |= {"without": without, "logged": [*modern_mnist.RECIPE["logged"], "without"]}
+    modern_mnist.RECIPE["without"] = without
     if without in MODEL:
         modern_mnist.RowsAndColumns = functools.partial(Without, **MODEL[without])
     if without in DISTORTION:

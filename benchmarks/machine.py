@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 
 import common  # noqa: E402
 
-COUNT = common.number(int, 1)  # an argparse type
+COUNT = common.at_least(1)  # an argparse type
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 class Enough(Exception):

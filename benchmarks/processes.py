@@ -3,10 +3,10 @@
 python benchmarks/processes.py                         # the five recipes, one process and two, three rounds in turn
 python benchmarks/processes.py --recipe sgd --batch-size 1024
 
-The second table is computed: a step of p processes takes t(b / p) + 2 (p - 1) (a + 4 P / (p B)) seconds, the time of
-a share of the batch of b and a ring all-reduce of P float32 gradients. t is measured here, in one process with one
-part and one thread; a, the seconds of a message, and B, bytes a second, are measured here for gloo between two
-processes and assumed for the other networks.
+The second table is computed: a step of p processes takes t(b / p) + 2 (p - 1) (2 a + 4 (P + 10 b) / (p B)) seconds, the
+time of a share of the batch of b and of ring all-reduces of its 10 b outputs and P gradients, in float32. t is
+measured here, in one process with one part and one thread; a, the seconds of a message, and B, bytes a second, are
+measured here for gloo between two processes and assumed for the other networks.
 """
 
 import argparse
@@ -102,9 +102,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         write_part(Path(folder), (None, None))
         size = {name: args.batch_size or RECIPES[name]["batch_size"] for name in args.recipe}
-        shares = {
-            name: [max(1, size[name] >> k) for k in range(int(math.log2(size[name])) + 1)] for name in args.recipe
-        }
+        shares = {name: [n >> k for k in range(int(math.log2(n)) + 1)] for name, n in size.items()}
         seconds = {}  # by recipe and number of processes, or by recipe and "a share of n"
         reduce = {1: [], 1 << 22: []}
         for turn in range(1, args.rounds + 1):
@@ -138,7 +136,8 @@ def main():
             times = {}
             for n in shares[name]:
                 p = size[name] // n
-                ring = 2 * (p - 1) * (message + 4 * parameters[name] / (p * rate))
+                numbers = parameters[name] + 10 * size[name]
+                ring = 2 * (p - 1) * (2 * message + 4 * numbers / (p * rate))
                 times[p] = middle[name, f"{n}"] + ring
             best = min(times, key=times.get)
             print(f"| {name} | {link} | {best} | {1000 * times[best]:.2f} | {times[best] / times[1]:.2f} |")

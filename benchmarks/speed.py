@@ -23,6 +23,7 @@ large float32 `torch.mm` with torch's default threads, measured anew each round.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -35,7 +36,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from machine import COUNT, ROOT, common, machine, run
+from machine import COUNT, DEVICE, ROOT, common, machine, run
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -43,7 +44,7 @@ from torchvision import datasets, transforms
 import lstm_mnist
 import mlp_mnist
 
-RECIPES = mlp_mnist.RECIPES | lstm_mnist.RECIPES
+RECIPES = {"mlp": {"normalize": False, **mlp_mnist.RECIPE}} | lstm_mnist.RECIPES
 TUTORIALS = {  # what a tutorial does its own way; the rest is in the recipe
     "mlp": dict(workers=0, shuffle=False, test_gradients=False),
     "sgd": dict(workers=0, shuffle=True, test_gradients=True),
@@ -75,7 +76,7 @@ def as_written(name: str, folder: Path, seed: int = 1):
 
     Both return loss and accuracy: the mean over batches of the one, over samples of the other.
     """
-    recipe, own, device = RECIPES[name], TUTORIALS[name], common.device("auto")
+    recipe, own, device = RECIPES[name], TUTORIALS[name], DEVICE
     steps = [transforms.ToTensor()] + ([transforms.Normalize([0.5], [0.5])] if recipe["normalize"] else [])
     train_set, test_set = (datasets.MNIST(folder, part, transforms.Compose(steps)) for part in (True, False))
     train_loader = DataLoader(train_set, recipe["batch_size"], own["shuffle"], num_workers=own["workers"])
@@ -126,14 +127,13 @@ def tutorial(name: str, folder: Path) -> dict:
 
 def peak() -> dict:
     """The best rate of large float32 matrix products within a second or so, in operations a second."""
-    device = common.device("auto")
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = torch.rand(2, size, size, device=device)
+    size = 2048 if DEVICE.type == "cpu" else 8192
+    a, b = torch.rand(2, size, size, device=DEVICE)
     best, end = float("inf"), time.perf_counter() + 1.5
     while time.perf_counter() < end:
         start = time.perf_counter()
         torch.mm(a, b)
-        if device.type != "cpu":
+        if DEVICE.type != "cpu":
             torch.accelerator.synchronize()
         best = min(best, time.perf_counter() - start)
     return {"rate": 2 * size**3 / best}
@@ -184,19 +184,19 @@ def products(recipe: dict, samples: int):
 
 def share_of_products(turns: int) -> str:
     """Milliseconds of a step of `batch-first` on the CPU and of its products alone, in as many parts, in turn."""
-    recipe, device = RECIPES["batch-first"], torch.device("cpu")
-    size, count = recipe["batch_size"], min(common.CORES, recipe["batch_size"] // common.SAMPLES)
-    with common.session([argparse.Namespace(device=device, checkpoint=None, log=None, save_model=None, plot=None)]):
-        parts = [products(recipe, len(part)) for part in torch.arange(size).tensor_split(count)]
-        pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=[1])
-        model, criterion = network("batch-first"), nn.CrossEntropyLoss()
-        common.in_parts(model, argparse.Namespace(device=device, parts=count, threads=count))
-        optimizer = common.optimizer(model, argparse.Namespace(**recipe))
-        batch = [(torch.rand(size, 1, 28, 28), torch.randint(10, (size,)))]
+    recipe, model, criterion = RECIPES["batch-first"], network("batch-first"), nn.CrossEntropyLoss()
+    defaults = {**recipe, "recipe": "batch-first", "parts": None}
+    args = common.parse(common.parser("lstm_mnist.py", ""), ["--device", "cpu"], lambda _: defaults)
+    with contextlib.redirect_stdout(sys.stderr), common.session(args, {"model": model}):
+        parts = [products(recipe, len(part)) for part in torch.arange(args.batch_size).tensor_split(args.parts)]
+        pool = ThreadPoolExecutor(args.parts, initializer=torch.set_num_threads, initargs=[1])
+        net = common.Parallel(model, args.parts)
+        optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, **common.OPTIMIZERS["Adam"])
+        batch = [(torch.rand(args.batch_size, 1, 28, 28), torch.randint(10, (args.batch_size,)))]
 
         sides = {
             lambda: list(pool.map(lambda part: part(), parts)): [],
-            lambda: lstm_mnist.train(model, batch, criterion, optimizer): [],
+            lambda: lstm_mnist.train(net, batch, criterion, optimizer): [],
         }
         for _ in range(turns + 1):
             for side, taken in sides.items():

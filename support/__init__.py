@@ -1,3 +1,5 @@
 """What some flags need, a module per topic. A script and common.py train without them."""
 
-from support import exits  # noqa: F401  before any module that imports torch, which takes seconds
+import os
+
+SEVERAL = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1"  # torchrun started several processes

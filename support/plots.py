@@ -5,28 +5,23 @@ import itertools
 import math
 import statistics
 import warnings
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from support import files
-from support.checkpoint import SCORES
-
 # Okabe and Ito's colours, which colour-blind people tell apart; each comes with a marker of its own
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
 MARKERS = "osD^vPX*"
-MOST = 50  # pictures on one sheet
 
 
-def save(figure: Figure, file: Path) -> None:
-    """Write a figure as PNG, atomically; SystemExit with one line where that fails."""
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file's content."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the font lacks
         figure.savefig(buffer, format="png", dpi=100)
-    files.write(file, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def digits(images: torch.Tensor, titles: list[str]) -> Figure:
@@ -79,35 +74,27 @@ def confusion(labels: torch.Tensor, answers: torch.Tensor, names=range(10)) -> F
     return figure
 
 
-def run(run, tested: list, names: list[str]) -> None:
-    """Write a `common.Run`'s pictures: samples, curves, confusion, most confident mistakes.
+def run(names: list[str], history: list, train_loader, test_loader, outputs, labels) -> dict[str, Figure | None]:
+    """A run's pictures by file name: samples, curves, confusion, the most confident mistakes; None where nothing is.
 
-    `tested` is `[(outputs (B, 10), labels (B,)), …]` over the test loader. Without an epoch there are no curves, and an
-    earlier run's are removed; likewise mistakes.
+    `outputs` `(N, 10)` and `labels` `(N,)` are those of the test set.
     """
-    train, test = run.train_loader, run.test_loader
-    outputs, labels = (torch.cat(part).cpu() for part in zip(*tested))
-    sure, answers = outputs.float().softmax(1).max(1)
+    sure, answers = outputs.softmax(1).max(1)
     wrong = (answers != labels).nonzero()[:, 0]
     wrong = wrong[sure[wrong].argsort(descending=True)][:20]
     titles = [f"{names[labels[k]]} read as {names[answers[k]]}\n{sure[k]:.3f}" for k in wrong]
-    figures = {
-        "samples.png": digits(train.images[:20], [names[k] for k in train.labels[:20].tolist()]),
-        "curves.png": curves(run.history) if run.history else None,
+    return {
+        "samples.png": digits(train_loader.images[:20], [names[k] for k in train_loader.labels[:20].tolist()]),
+        "curves.png": curves(history) if history else None,
         "confusion.png": confusion(labels, answers, names),
-        "mistakes.png": digits(test.images[wrong.to(test.images.device)], titles) if titles else None,
+        "mistakes.png": digits(test_loader.images[wrong.to(test_loader.images.device)], titles) if titles else None,
     }
-    for name, figure in figures.items():
-        if figure:
-            save(figure, run.args.plot / name)
-        else:
-            (run.args.plot / name).unlink(missing_ok=True)  # an earlier run's
 
 
-def predictions(folder: Path, answers: list[tuple], names: list[str]) -> None:
-    """Write predictions.png: each picture `(name, image (28, 28), probabilities (10,))` as the model saw it."""
-    figure = Figure(figsize=(7.5, 1.9 * len(answers)), layout="constrained")
-    grid = figure.subplots(len(answers), 2, squeeze=False, width_ratios=[1, 3])
+def predictions(answers: list[tuple], names: list[str]) -> Figure:
+    """Pictures `(name, image (28, 28), probabilities (10,))` as the model saw them, at most 50."""
+    figure = Figure(figsize=(7.5, 1.9 * len(answers[:50])), layout="constrained")
+    grid = figure.subplots(len(answers[:50]), 2, squeeze=False, width_ratios=[1, 3])
     for (picture, bars), (name, image, probability) in zip(grid, answers):
         picture.imshow(image.numpy(), cmap="gray")
         picture.axis("off")
@@ -115,18 +102,17 @@ def predictions(folder: Path, answers: list[tuple], names: list[str]) -> None:
         bars.bar(range(10), probability.numpy(), color=COLOURS[0])
         bars.set(ylim=(0, 1), ylabel="probability")
         bars.set_xticks(range(10), names)
-    save(figure, folder / "predictions.png")
+    return figure
 
 
-def comparison(groups: dict[str, list], metric: str = "valid_acc", label: str | None = None) -> Figure:
+def comparison(groups: dict[str, list], metric: str, label: str, factor: float) -> Figure:
     """A metric by epoch and by seconds of training: each group's mean over its runs, in a band from least to most.
 
-    `groups` is `{name: [run, …]}`, a run a list of records; `label` says what the metric is, if not a test score. Names
+    `groups` is `{name: [run, …]}`, a run a list of records; `label` says what the metric is, times `factor`. Names
     stand at the ends of the lines.
     """
     figure = Figure(figsize=(12.5, 4.8), layout="constrained")
     by_epoch_axes, by_time = figure.subplots(1, 2, sharey=True)
-    usual, factor = SCORES[metric]
     ends = []
     for k, (name, runs) in enumerate(groups.items()):
         look = dict(color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], markersize=4)
@@ -138,7 +124,7 @@ def comparison(groups: dict[str, list], metric: str = "valid_acc", label: str | 
             axes.plot(x, means, **look)
             axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=look["color"], alpha=0.15, linewidth=0)
         ends.append((means[-1], seconds[-1], name, look))
-    by_epoch(by_epoch_axes, label or usual)
+    by_epoch(by_epoch_axes, label)
     by_time.set(xlabel="seconds of training and evaluation")
     by_time.grid(alpha=0.3)
     low, high = by_time.get_ylim()

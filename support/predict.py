@@ -6,44 +6,40 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
 
-from support import checkpoint, files
-
-PIXELS = 90_000_000  # a picture of more is refused, unless it is a JPEG: those are decoded at an eighth of their size
-JPEG_PIXELS = 400_000_000
+from support import saving
 
 
-def main(model: torch.nn.Module, args, to_float, names: list[str]) -> None:
+def main(args, model: torch.nn.Module) -> tuple[torch.nn.Module, list]:
     """Print `path: 7 (0.998)` for each picture of `--predict`, on stderr what is wrong with it; draw them for `--plot`.
 
-    `to_float` turns pixels `(1, 28, 28)` from 0 to 255 into what the model was trained on. Raises SystemExit(1) if one
-    has no answer.
+    Returns `(model, [])`, as training does. Raises SystemExit with status 1 if a picture has no answer.
     """
-    checkpoint.load_model(args.load_model, model)
+    if args.plot:
+        saving.check_plot(args.plot)
+    saving.load_model(args.load_model, model)
     model.eval()
-    device, answers = next(model.parameters()).device, []
+    answers = []
     for path in args.predict:
         try:
             image = read_picture(path)
-            with torch.no_grad():
-                probability = model(to_float((image[None] * 255).to(device))).softmax(1)[0].cpu()
-            if not probability.isfinite().all():
-                raise ValueError("the model's output is not finite; its weights are unusable")
         except Exception as error:  # a broken file can raise anything that its decoder does
-            reason = (str(error).splitlines() or [type(error).__name__])[0].replace(f"{path}: [", "[")
-            print(f"{files.shown(path)}: {reason}; give a picture of one digit", file=sys.stderr)
+            print(f"{path}: {' '.join(str(error).split())}; give a picture of one digit", file=sys.stderr)
             continue
-        print(f"{files.shown(path)}: {names[probability.argmax()]} ({probability.max():.3f})", flush=True)
-        answers.append((files.shown(path.name), image, probability))
+        pixels = (image * 2 - 1 if args.normalize else image).to(args.device)
+        with torch.no_grad():
+            probability = model(pixels[None, None])[0].float().softmax(0).cpu()
+        if not probability.isfinite().all():
+            raise SystemExit(f"{args.load_model}: the model's outputs are not finite; train it again")
+        print(f"{path}: {args.classes[probability.argmax()]} ({probability.max():.3f})", flush=True)
+        answers.append((path.name, image, probability))
     if args.plot and answers:
         from support import plots
 
-        if len(answers) > plots.MOST:
-            print(f"{args.plot}: shows the first {plots.MOST} of {len(answers)} pictures", file=sys.stderr)
-        plots.predictions(args.plot, answers[: plots.MOST], names)
+        saving.write(args.plot / "predictions.png", plots.png(plots.predictions(answers, args.classes)))
     if len(answers) < len(args.predict):
         raise SystemExit(1)
+    return model, []
 
 
 def read_picture(path: Path) -> torch.Tensor:
@@ -53,17 +49,10 @@ def read_picture(path: Path) -> torch.Tensor:
     its proportions kept and placed by its centre of mass in 28 × 28, as MNIST's digits are (LeCun et al. 1998).
     Raises OSError or ValueError for what is not a picture or has no digit in it.
     """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with Image.open(path) as picture:
-            most = JPEG_PIXELS if isinstance(picture, JpegImageFile) else PIXELS
-            if picture.width * picture.height > most:
-                raise ValueError(f"has {picture.width} × {picture.height} pixels, too many")
-            picture.draft(None, (560, 560))
-            picture = ImageOps.exif_transpose(picture)
-            picture = picture.convert("F" if picture.mode[0] in "IF" else "RGBA")
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with Image.open(path) as picture:
+        picture.draft(None, (560, 560))  # decodes a large JPEG at an eighth of its size
+        picture = ImageOps.exif_transpose(picture)
+        picture = picture.convert("F" if picture.mode[0] in "IF" else "RGBA")
     picture.thumbnail((560, 560))
     pixels = np.asarray(picture, dtype=np.float32)
     if not np.isfinite(pixels).all():

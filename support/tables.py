@@ -1,15 +1,13 @@
 """compare.py's table: runs that belong together, statistics over their seeds, in the form that is asked for."""
 
-import csv
-import io
 import json
 import statistics
 
 from scipy.stats import t
 
-from support.checkpoint import SCORES
+from support.saving import SCORES
 
-NOT_SETTINGS = {"run", "seed", "epoch", "parameters", "command", *SCORES}
+NOT_SETTINGS = {"run", "seed", "epoch", "total_epochs", "parameters", "command", *SCORES}
 
 
 def group(runs: list[list[dict]]) -> dict[str, list[list[dict]]]:
@@ -86,15 +84,9 @@ def cells(row: dict, metric: str) -> list[str]:
 
 
 def show(rows: list[dict], form: str, metric: str, best: bool, what: str) -> str:
-    """The table as text, Markdown, CSV or JSON; `what` it shows is a metric in words."""
+    """The table as text, Markdown or JSON; `what` it shows is a metric in words."""
     if form == "json":
         return json.dumps(rows, indent=1)
-    if form == "csv":
-        out = io.StringIO()
-        writer = csv.DictWriter(out, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue().rstrip()
     what += ", best epoch" if best else ""
     lines = [["", "seeds", "parameters", "epochs", f"{what}: mean ± sd (min to max)"]]
     lines[0] += ["difference from the first row (95 %)", "s per epoch"]

@@ -1,7 +1,5 @@
 """What the tests share: MNIST in small, tutorials' classes as printed, running the scripts."""
 
-import common
-
 import multiprocessing
 import os
 import runpy
@@ -16,6 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+import common
+import lstm_mnist
+import mlp_mnist
+import modern_mnist
+
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("GPU_TO_TEST", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))  # for test_gpu.py alone
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the others expect the CPU's digits, wherever they run
@@ -25,7 +28,7 @@ torch.set_num_threads(1)  # the data are small, and several processes share the 
 @pytest.fixture(scope="session")
 def digits():
     """`[(train images, labels), (test images, labels)]`, bytes."""
-    return common.read(common.DATA_DIR)
+    return common.read(ROOT / "data")
 
 
 def write_idx(path: Path, array: torch.Tensor) -> None:
@@ -91,7 +94,7 @@ class Fork:
 
     one_at_a_time = threading.Lock()  # start() polls all processes: if two threads poll one, its status is 255
     server = multiprocessing.get_context("forkserver")
-    ours = ["common", "lstm_mnist", "mlp_mnist", "modern_mnist", "support.files", "support.checkpoint"]
+    ours = ["common", "lstm_mnist", "mlp_mnist", "modern_mnist", "support.saving", "support.data"]
     server.set_forkserver_preload([*ours, "torch._dynamo"])  # slow, and optimizers import it
 
     def __init__(self, *command, cwd=None, stderr=None, env=None):
@@ -147,6 +150,25 @@ def call(*command, **options) -> subprocess.CompletedProcess:
     process = Fork(*command, **options)
     out, err = process.communicate()
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def train(recipe, data, *flags):
+    """What `main` of the script that has this recipe returns."""
+    script = {"mlp": mlp_mnist, "modern": modern_mnist}.get(recipe)
+    own = [] if script else ["--recipe", recipe]
+    return (script or lstm_mnist).main([*own, "--data-dir", str(data), "--device", "cpu", *map(str, flags)])
+
+
+def refused(main, argv, capsys) -> tuple[int, str]:
+    """The exit status of a command that must end before its first epoch, and its one line on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in argv])
+    out, err = capsys.readouterr()
+    status, err = (stop.value.code, err) if isinstance(stop.value.code, int) else (1, f"{err}{stop.value.code}\n")
+    assert "Epoch" not in out
+    assert len(err.splitlines()) == 1, err
+    return status, err
 
 
 class Tutorial(nn.Module):

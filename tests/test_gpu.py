@@ -20,7 +20,7 @@ def run(tiny, tmp_path):
         log = tmp_path / f"{len([*tmp_path.iterdir()])}.jsonl"
         flags = ["--device", device, "--data-dir", tiny, "--log", log]
         ended = call(*command, *flags, env={"CUDA_VISIBLE_DEVICES": os.environ["GPU_TO_TEST"]})
-        if "'cuda' is not available" in ended.stderr:
+        if "--device cuda is not available" in ended.stderr:
             pytest.skip("there is no CUDA device")
         records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return ended.returncode, ended.stderr, records
@@ -50,19 +50,18 @@ def test_a_run_resumes_where_it_was(run, tmp_path):
 
 
 def test_bfloat16_is_for_the_mlp(run):
-    """cuDNN computes an LSTM in float16 under autocast, whatever type is asked for."""
     status, err, (record,) = run(*SCRIPTS["mlp"], "--epochs", 1, "--bf16")
     assert status == 0, err
     assert record["bf16"]
     status, err, records = run(*SCRIPTS["sgd"], "--epochs", 1, "--bf16")
     assert (status, records) == (1, [])
-    assert err == "--bf16: cuDNN computes an LSTM in float16, not bfloat16; leave it out\n"
+    assert err.startswith("--bf16: ")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("flags", [[], ["--bf16"]])
 def test_the_compiled_step(flags, run):
-    """Batches of 100, 100 and 50: two graphs."""
-    command = [*SCRIPTS["mlp"], "--epochs", 2, "--batch-size", 100, *flags]
+    command = [*SCRIPTS["mlp"], "--epochs", 2, "--batch-size", 100, *flags]  # 100, 100 and 50: two graphs
     status, err, compiled = run(*command, "--compile")
     assert status == 0, err
     assert "TensorFloat32" not in err

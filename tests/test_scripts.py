@@ -1,349 +1,31 @@
-"""The scripts as a user calls them."""
+"""The scripts as a user calls them: what they print, log and save."""
 
-import common
-
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
-import shutil
+import struct
 import subprocess
 import sys
-from types import SimpleNamespace
+import termios
 
 import pytest
 import torch
-from conftest import ROOT, TUTORIALS, call, has_bf16_lstm, start
+from conftest import ROOT, TUTORIALS, Fork, call, has_bf16_lstm, train
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
+import common
 import lstm_mnist
 import mlp_mnist
 import modern_mnist
 
-EPOCH = re.compile(
-    r"Epoch (\d+)\. Train Loss: \d+\.\d{6}, Train Acc: [01]\.\d{6}, Valid Loss: \d+\.\d{6}, Valid Acc: [01]\.\d{6}, "
-    r"Time \d\d:\d\d:\d\d"
-)
-SCRIPTS = {"mlp_mnist.py": mlp_mnist.main, "lstm_mnist.py": lstm_mnist.main, "modern_mnist.py": modern_mnist.main}
-
-
-def results(text):
-    """The lines of an output without what the clock decides."""
-    return [re.sub(r", Time .*", "", line) for line in text.splitlines()]
-
-
-@pytest.mark.parametrize(
-    ("name", "epochs", "lr", "least"),
-    [
-        ("mlp", 5, 0.01, 0.80),
-        pytest.param("sgd", 8, 0.3, 0.80, marks=pytest.mark.slow),
-        ("last-hidden", 3, 0.001, 0.70),
-        pytest.param("time-major", 4, 1, 0.70, marks=pytest.mark.slow),
-        ("batch-first", 2, 0.001, 0.70),
-    ],
-)
-def test_each_recipe_learns(name, epochs, lr, least, small, tmp_path):
-    """On a tenth of the training images, to an accuracy that only a program that learns reaches."""
-    main = mlp_mnist.main if name == "mlp" else lstm_mnist.main
-    recipe = [] if name == "mlp" else ["--recipe", name]
-    log = tmp_path / "log.jsonl"
-    flags = ["--epochs", str(epochs), "--lr", str(lr), "--data-dir", str(small), "--log", str(log), "--device", "cpu"]
-    main([*recipe, *flags])
-    records = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [r["epoch"] for r in records] == list(range(epochs))
-    assert records[-1]["valid_acc"] >= least
-    assert records[-1]["train_loss"] < records[0]["train_loss"]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_dry_run_on_the_committed_data_from_another_folder(script, tmp_path):
-    run = call(script, "--dry-run", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    assert len(EPOCH.findall(run.stdout)) == 1
-    size = {"mlp_mnist.py": 20, "lstm_mnist.py": 100, "modern_mnist.py": 1000}[script]
-    assert re.search(rf"Test Accuracy \(Overall\): \d+\.\d\d% \(\d+/{size}\)\n$", run.stdout)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_one_epoch_as_a_process(script, tiny, tmp_path):
-    run = call(script, "--epochs", 1, "--data-dir", tiny, "--log-interval", 1, "--device", "cpu", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
-    assert re.search(r", [\d,]+ parameters, \w+ lr [\d.]+, batch \d+( in \d+ parts)?, 1 epoch, cpu, seed 1$", lines[0])
-    own = {"mlp_mnist.py": 6, "lstm_mnist.py": 2}.get(script, 0)  # lines that the tutorial prints before
-    running = [line for line in lines if re.fullmatch(r"\[1/1\] Loss: \d+\.\d{6}, Acc: [01]\.\d{6}", line)]
-    assert lines[own + 1 : own + 1 + len(running)] == running
-    steps, after = {"mlp_mnist.py": (13, 1), "lstm_mnist.py": (3, 2)}.get(script, (1, 0))
-    assert len(running) == steps
-    epoch = [k for k, line in enumerate(lines) if EPOCH.fullmatch(line)]
-    assert epoch == [own + steps + after + 1]
-    assert lines[-1] == lines[-1].strip()
-    assert (
-        len([line for line in lines if re.match(r"The test accuracy of  \d is : +(\d+%|None) \( ?\d+/ ?\d+\)$", line)])
-        == 10
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_last_hidden_prints_the_accuracy_of_the_first_test_batch(tiny, capsys):
-    lstm_mnist.main(["--recipe", "last-hidden", "--epochs", "2", "--data-dir", str(tiny), "--log-interval", "2"])
-    lines = [x for x in capsys.readouterr().out.splitlines() if "accuracy:" in x]
-    assert [x.split(":")[0] for x in lines] == ["0-1", "0-3", "1-1", "1-3"]
-    assert all(re.fullmatch(r"\d-\d: accuracy:0\.\d+", x) for x in lines)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_seed_decides_every_number(script, tiny, capsys):
-    def run(seed):
-        SCRIPTS[script](["--epochs", "2", "--data-dir", str(tiny), "--seed", seed])
-        return results(capsys.readouterr().out)[1:]
-
-    first = run("7")
-    assert run("7") == first
-    assert run("8") != first
-
-
-def test_all_recipes_end_in_a_table_and_equal_their_single_runs(tiny, capsys):
-    lstm_mnist.main(["--recipe", "all", "--epochs", "1", "--data-dir", str(tiny)])
-    out = capsys.readouterr().out
-    table = out.splitlines()[-5:]
-    assert table[0].split("  ")[0] == "recipe"
-    assert [row.split()[0] for row in table[1:]] == list(lstm_mnist.RECIPES)
-    assert all(re.fullmatch(r"\S+ +[\d,]+ +1 +\d+\.\d\d% +\d+\.\d\d", row) for row in table[1:])
-    lstm_mnist.main(["--recipe", "time-major", "--epochs", "1", "--data-dir", str(tiny)])
-    alone = results(capsys.readouterr().out)
-    together = results(out)
-    k = together.index(alone[0])
-    assert together[k : k + len(alone)] == alone
-
-
-@pytest.mark.parametrize("name", TUTORIALS)
-def test_saved_model_scores_the_same_here_and_in_the_tutorials_class(name, tiny, tmp_path, capsys):
-    main, recipe = (mlp_mnist.main, []) if name == "mlp" else (lstm_mnist.main, ["--recipe", name])
-    file = tmp_path / "rnn.pth"
-    common_flags = [*recipe, "--data-dir", str(tiny), "--device", "cpu"]
-    main([*common_flags, "--epochs", "2", "--save-model", str(file)])
-    trained = capsys.readouterr().out
-    main([*common_flags, "--epochs", "0", "--load-model", str(file)])
-    evaluated = capsys.readouterr().out
-    end = trained[trained.rindex("Test Loss") :]
-    assert evaluated.endswith(end)
-
-    theirs = TUTORIALS[name]()
-    theirs.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    steps = [transforms.ToTensor()] + [transforms.Normalize([0.5], [0.5])] * (name in ("sgd", "time-major"))
-    data = MNIST(tiny, train=False, transform=transforms.Compose(steps))
-    right = sum(theirs(x[None]).argmax(1).item() == y for x, y in data) if name != "time-major" else None
-    if right is None:  # time-major's squeeze() breaks on a batch of one
-        images, labels = zip(*data)
-        right = (theirs(torch.stack(images)).argmax(1) == torch.tensor(labels)).sum().item()
-    assert f"({right}/110)" in end
-
-
-@pytest.mark.parametrize("cell", ["gru", "rnn", "equations"])
-def test_cells_train_save_and_load(cell, tiny, tmp_path, capsys):
-    file = tmp_path / "m.pth"
-    flags = ["--cell", cell, "--recipe", "last-hidden", "--data-dir", str(tiny)]
-    lstm_mnist.main([*flags, "--epochs", "1", "--save-model", str(file)])
-    trained = capsys.readouterr().out
-    assert f"LastHidden {cell}, " in trained
-    lstm_mnist.main([*flags, "--epochs", "0", "--load-model", str(file)])
-    assert capsys.readouterr().out.endswith(trained[trained.index("Test Loss") :])
-
-
-def test_log_has_these_keys(tiny, tmp_path, capsys):
-    file = tmp_path / "runs.jsonl"
-    for _ in range(2):
-        mlp_mnist.main(["--epochs", "2", "--data-dir", str(tiny), "--log", str(file), "--device", "cpu"])
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [r["epoch"] for r in records] == [0, 1, 0, 1]
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch")]
-    for r, line in zip(records, lines):
-        assert {
-            "script",
-            "recipe",
-            "seed",
-            "device",
-            "epoch",
-            "train_loss",
-            "train_acc",
-            "valid_loss",
-            "valid_acc",
-        } < set(r)
-        assert (r["script"], r["recipe"], r["seed"], r["device"]) == ("mlp_mnist.py", "mlp", 1, "cpu")
-        assert isinstance(r["seconds"], float)
-        assert 0 <= r["valid_acc"] <= 1
-        assert f"Valid Loss: {r['valid_loss']:.6f}, Valid Acc: {r['valid_acc']:.6f}" in line
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_bf16_trains_otherwise_and_about_as_well(script, small, tmp_path, capsys):
-    if script != "mlp_mnist.py" and not has_bf16_lstm():
-        pytest.skip("this CPU has no LSTM in bfloat16")
-    scores = []
-    for flags in (["--no-bf16"], ["--bf16"]):
-        log, model = tmp_path / f"{len(scores)}.jsonl", tmp_path / "m.pth"
-        files = ["--log", str(log), "--save-model", str(model)]
-        SCRIPTS[script](["--epochs", "1", "--lr", "0.005", "--data-dir", str(small), *files, *flags])
-        scores.append(json.loads(log.read_text()))
-    capsys.readouterr()
-    assert [r["bf16"] for r in scores] == [False, True]
-    assert scores[0]["train_loss"] != scores[1]["train_loss"]
-    assert scores[0]["train_loss"] == pytest.approx(scores[1]["train_loss"], rel=0.05)
-    assert {value.dtype for value in torch.load(model, weights_only=True).values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("script", ["lstm_mnist.py", "modern_mnist.py"])
-def test_bf16_says_where_the_device_cannot(script, tiny, monkeypatch):
-    """As it is on a CPU without AVX512."""
-    reason = "could not create a primitive descriptor for the LSTM forward propagation primitive"
-
-    def forward(self, *_):
-        raise RuntimeError(reason)
-
-    flags = ["--epochs", "0", "--device", "cpu", "--data-dir", str(tiny), "--bf16"]
-    SCRIPTS[script](flags)  # trains nothing
-    monkeypatch.setattr(torch.nn.LSTM, "forward", forward)
-    with pytest.raises(
-        SystemExit, match=r"^--bf16: this model cannot .* on cpu \(for an LSTM .* AVX512\); leave it out$"
-    ):
-        SCRIPTS[script]([*flags, "--epochs", "1"])
-    reason = "std::bad_alloc"
-    with pytest.raises(SystemExit, match=f"^stopped: {reason}; lower --batch-size"):
-        SCRIPTS[script]([*flags, "--epochs", "1"])
-
-
-def test_bf16_is_refused_where_an_lstm_would_compute_in_float16(tiny, monkeypatch):
-    """As cuDNN does under autocast, whatever type it is asked for."""
-    forward = torch.nn.LSTM.forward
-
-    def half(self, *inputs):
-        output, state = forward(self, *(x.float() for x in inputs))
-        return output.half(), state
-
-    monkeypatch.setattr(torch.nn.LSTM, "forward", half)
-    with pytest.raises(SystemExit, match=r"^--bf16: .*; leave it out$"):
-        lstm_mnist.main(["--epochs", "1", "--device", "cpu", "--data-dir", str(tiny), "--bf16"])
-
-
-@pytest.mark.parametrize("flags", [[], pytest.param(["--bf16"], marks=pytest.mark.slow)])
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
-def test_compiled_steps_train_as_the_loop_does(flags, tiny, tmp_path, capsys):
-    """250 images at 25 a batch; with a short last batch there would be a second graph to compile."""
-    records, models = [], []
-    for compiled in ([], ["--compile"]):
-        log, model = tmp_path / f"{len(records)}.jsonl", tmp_path / f"{len(records)}.pth"
-        files = ["--log", str(log), "--save-model", str(model)]
-        settings = ["--epochs", "2", "--lr", "0.1", "--batch-size", "25", "--data-dir", str(tiny)]
-        mlp_mnist.main([*settings, *files, *flags, *compiled])
-        records.append(json.loads(log.read_text().splitlines()[-1]))
-        models.append(torch.load(model, weights_only=True))
-    capsys.readouterr()
-    near = dict(rtol=0.05, atol=0.005) if flags else dict(rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(*models, **near)
-    torch.manual_seed(1)
-    assert not torch.allclose(models[0]["fc1.weight"], mlp_mnist.Net().state_dict()["fc1.weight"], atol=0.005)
-    assert records[0]["train_loss"] == pytest.approx(records[1]["train_loss"], rel=0.02 if flags else 1e-4)
-
-
-def test_the_compiled_step_is_the_loops_mathematics(tiny, monkeypatch, capsys):
-    """The step as it is written, run without a compiler."""
-    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
-    flags = ["--epochs", "2", "--data-dir", str(tiny)]
-    (loop, _), (step, _) = mlp_mnist.main(flags), mlp_mnist.main([*flags, "--compile"])
-    capsys.readouterr()
-    torch.testing.assert_close(step.state_dict(), loop.state_dict(), rtol=1e-5, atol=1e-7)
-
-
-def test_compiled_runs_in_one_process_do_not_add_up(tiny, monkeypatch, capsys):
-    """Two graphs per learning rate, the second for the short last batch; torch allows a function eight."""
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda step, **options: compile(step, **options | {"backend": "eager"}))
-    flags = ["--epochs", "1", "--batch-size", "100", "--compile", "--data-dir", str(tiny)]
-    losses = [mlp_mnist.main([*flags, "--lr", f"0.0{n}"])[1][0]["train_loss"] for n in range(1, 6)]
-    assert losses == sorted(losses, reverse=True)
-    capsys.readouterr()
-
-
-def test_compile_without_a_compiler_ends_in_one_line(tiny, tmp_path):
-    env = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    run = start("mlp_mnist.py", "--compile", "--data-dir", tiny, "--device", "cpu", env=env)
-    _, err = run.communicate()
-    assert run.returncode == 1
-    errors = [line for line in err.splitlines() if "CUDA_HOME" not in line]  # torch's own, where CUDA has no GPU
-    assert len(errors) == 1
-    assert "No working C++ compiler" in errors[0]
-    assert "omit --compile" in errors[0]
-
-
-def test_compile_with_an_older_torch_ends_in_one_line(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(torch._dynamo, "config", object())
-    with pytest.raises(SystemExit, match="--compile needs a newer torch than .*; omit --compile"):
-        mlp_mnist.main(["--compile", "--data-dir", str(tiny)])
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted; no checkpoint was written (--checkpoint FILE)"),
-        (KeyboardInterrupt("terminated", 143), 143, "terminated; no checkpoint was written"),
-        (MemoryError(), "out of memory", "lower --batch-size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory", "lower --batch-size"),
-        (OSError(5, "Input/output error", "x.jsonl"), "x.jsonl", "stopped: "),
-        (RuntimeError("could not create a primitive"), "create a primitive", "lower --batch-size"),
-        (RuntimeError("std::bad_alloc"), "bad_alloc", "lower --batch-size"),
-    ],
-)
-def test_what_stops_a_run_from_outside_gets_one_line(error, status, said, monkeypatch, capsys):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(common, "loaders", fail)
-    with pytest.raises(SystemExit) as end:
-        mlp_mnist.main([])
-    line = capsys.readouterr().err if isinstance(status, int) else str(end.value.code)
-    assert end.value.code == status if isinstance(status, int) else status in line
-    assert said in line
-    assert len(line.splitlines()) == 1
-
-
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, capsys):
-    def fail(*_):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr(common, "loaders", fail)
-    with pytest.raises(RuntimeError, match="mat1"):
-        mlp_mnist.main([])
-    capsys.readouterr()
-
-
-def test_mismatched_torchvision_ends_in_one_line(tmp_path, capfd):
-    """And only where there is something to download: nothing else needs it."""
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"
-    )
-    commands = [["--dry-run"], ["--dry-run", "--data-dir", tmp_path / "none"]]
-    good, bad = (start("mlp_mnist.py", *flags, env={"PYTHONPATH": str(tmp_path)}) for flags in commands)
-    assert (good.wait(), good.communicate()[1]) == (0, "")
-    assert bad.wait() == 1
-    err = bad.communicate()[1]
-    assert len(err.splitlines()) == 1
-    assert "operator torchvision::nms does not exist" in err
-    assert "pip install" in err
-
-
-def test_code_is_formatted_and_linted():
-    for command in (["check"], ["format", "--check"]):
-        ruff = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
-        assert ruff.returncode == 0, ruff.stdout + ruff.stderr
-
-
-LINES = {  # what each tutorial prints in its first epoch, with N for a number
+LINES = {  # what each recipe prints in its first epoch above the line per epoch, with N for a number
     "batch-first": [
         "epoch 1",
-        "**********",
+        "*" * 10,
         "[1/2] Loss: N, Acc: N",
         "Finish 1 epoch, Loss: N, Acc: N",
         "Test Loss: N, Acc: N",
@@ -352,83 +34,190 @@ LINES = {  # what each tutorial prints in its first epoch, with N for a number
     "last-hidden": ["0-1: accuracy:N", "0-3: accuracy:N"],
     "time-major": [],
     "mlp": ["epoch:1 Training loss:N"],
+    "modern": [],
 }
-PER_EPOCH = "Epoch 0. Train Loss: N, Train Acc: N, Valid Loss: N, Valid Acc: N, Time 00:00:00"
+PER_EPOCH = "Epoch {}. Train Loss: N, Train Acc: N, Valid Loss: N, Valid Acc: N, Time 00:00:00"
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_each_recipe_prints_its_tutorials_lines_in_their_order(name, tiny, capsys):
-    main, recipe = (mlp_mnist.main, []) if name == "mlp" else (lstm_mnist.main, ["--recipe", name])
-    flags = ["--log-interval", "2"] if name in ("batch-first", "last-hidden") else []
-    _, history = main([*recipe, "--data-dir", str(tiny), "--epochs", "2", "--device", "cpu", *flags])
-    out = capsys.readouterr().out
-    if name == "mlp":  # its tutorial prints the model before anything else
-        model = out[out.index("\n") + 1 : out.index("\n)\n") + 3]
-        assert model == f"{mlp_mnist.Net()}\n"
-        out = out.replace(model, "")
+def untimed(text):
+    """The lines of an output without what the clock decides."""
+    return [re.sub(r", Time .*", "", line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(("recipe", "least"), [("mlp", 0.6), ("batch-first", 0.4), ("last-hidden", 0.4)])
+def test_it_learns(recipe, least, tiny, capsys):
+    """From 250 images, to an accuracy that only a program that learns reaches."""
+    smaller = [] if recipe == "mlp" else ["--hidden", 32]
+    _, history = train(recipe, tiny, "--optimizer", "Adam", "--lr", 0.01, "--epochs", 12, *smaller)
+    assert [record["epoch"] for record in history] == list(range(12))
+    assert history[-1]["train_loss"] < 1.5 < history[0]["train_loss"]
+    assert history[-1]["train_acc"] > 0.5 > history[0]["train_acc"]
+    assert history[-1]["valid_acc"] > least
+
+
+@pytest.mark.parametrize("recipe", LINES)
+def test_each_recipe_prints_its_tutorials_lines_in_their_order(recipe, tiny, capsys):
+    flags = ["--log-interval", 2] if recipe in ("batch-first", "last-hidden") else []
+    _, history = train(recipe, tiny, "--epochs", 2, *flags)
+    out, err = capsys.readouterr()
+    assert err == ""
+    if recipe == "mlp":  # its tutorial prints the model before anything else
+        assert f"\n{mlp_mnist.Net()}\n" in out
+        out = out.replace(f"{mlp_mnist.Net()}\n", "")
+    how = r"(\w+ )+lr [\d.]+, batch \d+( in \d+ parts)?, 2 epochs, cpu, seed 1"
+    assert re.fullmatch(rf"{recipe}: \w+( lstm)?, [\d,]+ parameters, {how}", out.splitlines()[0])
     lines = [re.sub(r"\d+\.\d+", "N", line) for line in out.splitlines()]
-    assert lines[1 : lines.index(PER_EPOCH) + 1] == [*LINES[name], PER_EPOCH]
-    first = history[0]
-    if name == "mlp":
-        assert f"epoch:1 Training loss:{first['train_loss']:.6f}\n" in out
-    if name == "batch-first":
-        assert f"Finish 1 epoch, Loss: {first['train_loss']:.6f}, Acc: {first['train_acc']:.6f}\n" in out
-        assert f"Test Loss: {first['valid_loss']:.6f}, Acc: {first['valid_acc']:.6f}\n" in out
+    end = lines.index(PER_EPOCH.format(0))
+    assert lines[1:end] == LINES[recipe]
+    assert lines.index(PER_EPOCH.format(1)) == 2 * end  # as many lines again
+    assert lines[2 * end + 1 : 2 * end + 3] == ["Test Loss: N", ""]
+    digits = [rf"The test accuracy of  {k} is : +\d+% \( ?\d+/ ?\d+\)\n" for k in range(10)]
+    assert re.search("".join(digits) + r"\nTest Accuracy \(Overall\): \d+\.\d\d% \(\d+/110\)\n$", out)
+    scores = {name: f"{value:.6f}" for name, value in history[0].items() if name[:5] in ("train", "valid")}
+    if recipe == "mlp":
+        assert f"epoch:1 Training loss:{scores['train_loss']}\n" in out
+    if recipe == "batch-first":
+        assert "Finish 1 epoch, Loss: {train_loss}, Acc: {train_acc}\n".format(**scores) in out
+        assert "Test Loss: {valid_loss}, Acc: {valid_acc}\n".format(**scores) in out
 
 
-def test_running_line_is_of_the_samples_so_far(tiny, capsys):
-    """At the end of an epoch it equals the epoch's own figures; a line cut short by --log-interval is of fewer."""
-    _, history = lstm_mnist.main(["--epochs", "1", "--data-dir", str(tiny), "--log-interval", "1", "--device", "cpu"])
+def test_running_line_is_of_the_images_so_far(tiny, capsys):
+    """At the end of an epoch it equals the epoch's own figures."""
+    _, (record,) = train("batch-first", tiny, "--epochs", 1, "--log-interval", 1)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[1/1]")]
-    assert lines[-1] == f"[1/1] Loss: {history[0]['train_loss']:.6f}, Acc: {history[0]['train_acc']:.6f}"
+    assert lines[-1] == f"[1/1] Loss: {record['train_loss']:.6f}, Acc: {record['train_acc']:.6f}"
     assert len(set(lines)) == 3
 
 
-@pytest.mark.parametrize("script", ["mlp_mnist.py", "lstm_mnist.py"])
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adadelta", "RMSprop"])
-def test_any_optimizer_trains_at_the_rate_given(script, optimizer, tiny, tmp_path, capsys):
-    log, kept = tmp_path / "log.jsonl", tmp_path / "c.pt"
-    flags = ["--data-dir", str(tiny), "--optimizer", optimizer, "--lr", "0.01", "--log", str(log)]
-    for epochs in ("2", "3"):
-        SCRIPTS[script]([*flags, "--epochs", epochs, "--checkpoint", str(kept)])
-    out = capsys.readouterr().out
-    assert f", {optimizer} lr 0.01, " in out
-    assert "resuming after epoch 1" in out
+def test_running_line_of_last_hidden_is_of_the_first_test_batch(tiny, capsys):
+    flags = ["--epochs", 1, "--log-interval", 5, "--test-batch-size", 40, "--lr", 0.01]
+    model, (record,) = train("last-hidden", tiny, *flags)
+    images, labels = common.read(tiny)[1]
+    answers = model(common.to_float(images[:40])).argmax(1)
+    assert f"\n0-4: accuracy:{(answers == labels[:40]).sum().item() / 40}\n" in capsys.readouterr().out
+
+
+def test_dry_run_on_the_committed_data_from_another_folder(tmp_path):
+    end = call("lstm_mnist.py", "--dry-run", cwd=tmp_path)
+    assert (end.returncode, end.stderr) == (0, "")
+    assert len(re.findall("^Epoch", end.stdout, re.MULTILINE)) == 1
+    assert end.stdout.endswith("/100)\n")  # one batch
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", ["mlp", "last-hidden", "modern"])
+def test_seed_decides_every_number(recipe, tiny, capsys):
+    outputs = []
+    for seed in (7, 7, 8):
+        train(recipe, tiny, "--epochs", 2, "--seed", seed)
+        outputs.append(untimed(capsys.readouterr().out)[1:])
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+@pytest.mark.parametrize("recipe", TUTORIALS)
+def test_saved_model_scores_the_same_here_and_in_the_tutorials_class(recipe, tiny, tmp_path, capsys):
+    file = tmp_path / "rnn.pth"
+    train(recipe, tiny, "--epochs", 1, "--save-model", file)
+    trained = capsys.readouterr().out
+    train(recipe, tiny, "--epochs", 0, "--load-model", file)
+    end = trained[trained.rindex("Test Loss") :]
+    assert capsys.readouterr().out.endswith(end)
+    theirs = TUTORIALS[recipe]()
+    theirs.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    steps = [transforms.ToTensor()] + [transforms.Normalize([0.5], [0.5])] * (recipe in ("sgd", "time-major"))
+    images, labels = zip(*MNIST(tiny, train=False, transform=transforms.Compose(steps)))
+    right = (theirs(torch.stack(images)).argmax(1) == torch.tensor(labels)).sum().item()
+    assert f"({right}/110)" in end
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn", "equations"])
+def test_cells_train_save_and_load(cell, tiny, tmp_path, capsys):
+    flags = ["--cell", cell, "--hidden", 16]
+    _, history = train("last-hidden", tiny, *flags, "--epochs", 3, "--lr", 0.01, "--save-model", tmp_path / "m.pth")
+    trained = capsys.readouterr().out
+    assert f"LastHidden {cell}, " in trained
+    assert history[2]["train_loss"] < history[0]["train_loss"]
+    train("last-hidden", tiny, *flags, "--epochs", 0, "--load-model", tmp_path / "m.pth")
+    assert capsys.readouterr().out.endswith(trained[trained.index("Test Loss") :])
+
+
+def test_log_and_model_file_are_what_main_returns(tiny, tmp_path, capsys):
+    log, file = tmp_path / "log.jsonl", tmp_path / "m.pth"
+    flags = ["--epochs", 2, "--log", log, "--save-model", file, "--hidden", 7, "--layers", 3]
+    results = [train("last-hidden", tiny, *flags) for _ in range(2)]
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    assert {(r["optimizer"], r["lr"]) for r in records} == {(optimizer, 0.01)}
-    assert records[2]["train_loss"] < records[0]["train_loss"]
-
-
-def test_without_a_rate_the_recipes_stays(tiny, capsys):
-    _, history = mlp_mnist.main(["--data-dir", str(tiny), "--optimizer", "Adadelta", "--dry-run"])
-    assert history[0]["lr"] == 0.01
-    capsys.readouterr()
-
-
-def test_hidden_and_layers_override_the_recipe(tiny, tmp_path, capsys):
-    flags = ["--recipe", "last-hidden", "--hidden", "7", "--layers", "3", "--data-dir", str(tiny), "--epochs", "1"]
-    model, history = lstm_mnist.main([*flags, "--checkpoint", str(tmp_path / "c.pt")])
+    assert records == results[0][1] + results[1][1]
+    assert [r["epoch"] for r in records] == [0, 1, 0, 1]
+    assert len({r["run"] for r in records}) == 2
+    settings = dict(script="lstm_mnist.py", recipe="last-hidden", cell="lstm", hidden=7, layers=3, seed=1, device="cpu")
+    settings |= dict(optimizer="Adam", lr=0.001, batch_size=50, dataset="mnist", hold_out=0, bf16=False)
+    assert all(settings.items() <= r.items() for r in records)
+    lines = re.findall(r"Valid Loss: ([\d.]+), Valid Acc: ([\d.]+)", capsys.readouterr().out)
+    assert lines == [(f"{r['valid_loss']:.6f}", f"{r['valid_acc']:.6f}") for r in records]
+    assert all(0 < r["seconds"] < 60 and 0 <= r["train_acc"] <= 1 and r["train_loss"] > 0 for r in records)
+    model, _ = results[1]
     assert (model.rnn.hidden_size, model.rnn.num_layers, model.out.in_features) == (7, 3, 7)
-    assert (history[0]["hidden"], history[0]["layers"]) == (7, 3)
-    flags[3] = "8"
-    with pytest.raises(SystemExit, match="hidden was 7, now 8"):
-        lstm_mnist.main([*flags, "--checkpoint", str(tmp_path / "c.pt")])
-    capsys.readouterr()
+    saved = torch.load(file, weights_only=True)
+    assert all(torch.equal(value, saved.pop(name)) for name, value in model.state_dict().items())
+    assert saved == {}
+
+
+@pytest.mark.parametrize("recipe", ["mlp", "last-hidden"])
+def test_bf16_trains_otherwise_and_about_as_well(recipe, tiny, tmp_path, capsys):
+    if recipe != "mlp" and not has_bf16_lstm():
+        pytest.skip("this CPU has no LSTM in bfloat16")
+    file, losses = tmp_path / "m.pth", []
+    for flag in ("--no-bf16", "--bf16"):
+        _, history = train(recipe, tiny, "--epochs", 4, "--lr", 0.01, "--save-model", file, flag)
+        losses.append(history[-1]["train_loss"])
+        assert history[0]["bf16"] is (flag == "--bf16")
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert {value.dtype for value in torch.load(file, weights_only=True).values()} == {torch.float32}
+
+
+def test_a_terminal_has_a_bar_and_a_pipe_the_results_alone(tiny):
+    command = ["lstm_mnist.py", "--data-dir", tiny, "--epochs", 2, "--log-interval", 2]
+    terminal, end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    process, shown = Fork(*command, stderr=end), b""
+    with contextlib.suppress(OSError):  # when the process has closed its end
+        while part := os.read(terminal, 1000):
+            shown += part
+    os.close(terminal)
+    out, _ = process.communicate()
+    assert b"Epoch 0:   0%" in shown
+    assert b"Epoch 1:   0%" in shown
+    assert re.search(rb"\r +\r+$", shown)  # removed at the end
+    piped = call(*command)
+    assert (process.returncode, piped.returncode, piped.stderr) == (0, 0, "")
+    assert untimed(out) == untimed(piped.stdout)
+
+
+@pytest.mark.parametrize("optimizer", common.OPTIMIZERS)
+def test_any_optimizer_trains_at_the_rate_given_and_resumes(optimizer, tiny, tmp_path, capsys):
+    flags = [tiny, "--optimizer", optimizer, "--lr", 0.01, "--checkpoint", tmp_path / "c.pt"]
+    train("mlp", *flags, "--epochs", 1)
+    _, resumed = train("mlp", *flags, "--epochs", 3)
+    assert capsys.readouterr().out.count(f", {optimizer} lr 0.01, ") == 2
+    _, whole = train("mlp", *flags[:-2], "--epochs", 3)
+    assert [r["train_loss"] for r in whole] == [r["train_loss"] for r in resumed]
+    assert {(r["optimizer"], r["lr"]) for r in whole} == {(optimizer, 0.01)}
+    assert whole[2]["train_loss"] < whole[0]["train_loss"]
 
 
 def test_every_entry_of_a_recipe_has_a_flag(capsys):
-    args = SimpleNamespace(epochs=None, device=torch.device("cpu"))
-    own = {"model", "opening", "running", "closing", "logged"}  # what makes it that tutorial's
-    for script, recipes in zip(SCRIPTS, (mlp_mnist.RECIPES, lstm_mnist.RECIPES, {"modern": modern_mnist.recipe(args)})):
+    own = {"recipe", "model", "opening", "running", "closing", "parts"}  # what makes it that tutorial's; mlp has one
+    modern = [modern_mnist.RECIPE, *modern_mnist.LENGTHS.values()]
+    recipes = {mlp_mnist: [mlp_mnist.RECIPE], lstm_mnist: lstm_mnist.RECIPES.values(), modern_mnist: modern}
+    for script, tables in recipes.items():
         with pytest.raises(SystemExit):
-            SCRIPTS[script](["--help"])
-        flags = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
-        entries = {name for recipe in recipes.values() for name in recipe} - own
-        assert {f"--{name.replace('_', '-')}" for name in entries} <= flags
+            script.main(["--help"])
+        flags = set(re.findall(r"--([a-z0-9-]+)", capsys.readouterr().out))
+        assert {name.replace("_", "-") for table in tables for name in {*table} - own} <= flags
 
 
-def test_compile_goes_with_sgd_alone(capsys):
-    with pytest.raises(SystemExit) as stop:
-        mlp_mnist.main(["--compile", "--optimizer", "Adam"])
-    assert stop.value.code == 2
-    assert "--compile goes with --optimizer SGD" in capsys.readouterr().err
+def test_code_is_formatted_and_linted():
+    for command in (["check"], ["format", "--check"]):
+        ruff = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert ruff.returncode == 0, ruff.stdout + ruff.stderr

@@ -1,0 +1,292 @@
+"""Model files, checkpoints, pictures and the log: written atomically, validated on load, nothing in them executed.
+
+A model file is the bare state_dict and loads into the tutorial's own class. A checkpoint holds all that is needed to
+resume: the states of what the script trains with, its settings and its epochs so far.
+"""
+
+import contextlib
+import errno
+import glob
+import io
+import json
+import os
+import stat
+import sys
+import tempfile
+import uuid
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import filelock
+import torch
+from torch.utils._pytree import tree_leaves
+
+from support import SEVERAL
+
+SCORES = {  # of an epoch: what a reader calls it, and the factor to the unit in that name
+    "train_loss": ("training loss", 1),
+    "train_acc": ("training accuracy, %", 100),
+    "valid_loss": ("test loss", 1),
+    "valid_acc": ("test accuracy, %", 100),
+    "seconds": ("s per epoch", 1),
+}
+
+
+def check_flags(p, args) -> None:
+    """Refuse flags that contradict each other, with status 2 and one line."""
+    named = {}
+    for name in ("load_model", "save_model", "checkpoint", "log"):
+        if path := getattr(args, name):
+            flag, target = f"--{name.replace('_', '-')}", os.path.realpath(path)
+            if args.predict and name != "load_model":
+                p.error(f"--predict trains nothing: leave out {flag}")
+            if named.setdefault(target, flag) != flag:
+                p.error(f"{named[target]} and {flag} both name {path}; give each a file of its own")
+    if args.predict and not args.load_model:
+        p.error("--predict needs --load-model FILE, the trained model")
+    if SEVERAL:
+        from support import processes
+
+        processes.check_flags(p, args)
+
+
+@contextlib.contextmanager
+def opened(args, state: dict, loaders):
+    """Bring `state` to where `--load-model` or `--checkpoint` have the run start; yields the history until then.
+
+    Meanwhile the checkpoint is this run's alone, and torchrun's processes are connected. Raises SystemExit with one
+    line where a file does not fit, or one that the flags name cannot be written.
+    """
+    args.settings |= {"run": uuid.uuid4().hex[:12], "load_model": None, "data": fingerprint(loaders)}
+    for path in filter(None, (args.save_model, args.checkpoint, args.log)):
+        check_writable(path)
+    if args.plot:
+        check_plot(args.plot)
+    with contextlib.ExitStack() as stack:
+        history = []
+        if args.load_model:
+            args.settings["load_model"] = load_model(args.load_model, state["model"])
+        if args.checkpoint:
+            stack.enter_context(locked(args.checkpoint))
+            history = resume(args, state) if args.checkpoint.exists() else []
+        if SEVERAL:
+            from support import processes
+
+            stack.enter_context(processes.group(args))
+            saved, history = processes.from_rank_0([snapshot(state), history])
+            restore(state, saved)
+        yield history
+
+
+def fingerprint(loaders) -> int:
+    """A checksum of the loaders' images and labels: a run on other data is another run."""
+    crc = 0
+    for data in (data for loader in loaders for data in (loader.images, loader.labels)):
+        crc = zlib.crc32(data.cpu().numpy(), crc)
+    return crc
+
+
+@contextlib.contextmanager
+def one_line(path, remedy: str):
+    """Turn whatever a bad file raises into SystemExit with one line."""
+    try:
+        yield
+    except Exception as error:
+        raise SystemExit(f"{path}: {' '.join(str(error).split())[:200] or type(error).__name__}; {remedy}") from None
+
+
+def read(path: Path):
+    """What `torch.save` wrote to a file, on the CPU; weights only, so nothing is executed.
+
+    Raises SystemExit with one line for a file that is missing, damaged, something else, or not finite.
+    """
+    remedy = "give a file that torch.save(model.state_dict(), FILE) or --checkpoint wrote"
+    with one_line(path, remedy), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd files: what is wrong with them is said in that line
+        data = path.read_bytes()
+        if data.startswith(b"PK") and (damaged := zipfile.ZipFile(io.BytesIO(data)).testzip()):
+            raise ValueError(f"the checksum of {damaged} is wrong")  # which torch.load does not look at
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not all(x.isfinite().all() for x in tree_leaves(content) if isinstance(x, torch.Tensor)):
+            raise ValueError("it has values that are not finite")
+    return content
+
+
+def load_model(path: Path, model: torch.nn.Module) -> int:
+    """Load a state_dict into the model and return the file's checksum; SystemExit with one line if it does not fit."""
+    saved = read(path)
+    with one_line(path, "use the flags that it was trained with"):
+        model.load_state_dict(saved)
+    return zlib.crc32(path.read_bytes())
+
+
+def snapshot(state: dict) -> dict:
+    """The state of everything that a run trains with, and of torch's random numbers."""
+    own = {n: x.get_state() if isinstance(x, torch.Generator) else x.state_dict() for n, x in state.items()}
+    return {**own, "random": torch.get_rng_state()}
+
+
+def restore(state: dict, saved: dict) -> None:
+    """Bring everything that a run trains with to a `snapshot`."""
+    for name, each in state.items():
+        (each.set_state if isinstance(each, torch.Generator) else each.load_state_dict)(saved[name])
+    torch.set_rng_state(saved["random"])
+
+
+def resume(args, state: dict) -> list[dict]:
+    """Bring the run to where its checkpoint left it; returns its history.
+
+    Raises SystemExit with one line for a file that is not a checkpoint of this run; nothing is overwritten then.
+    """
+    saved = read(args.checkpoint)
+    with one_line(args.checkpoint, "use the same settings, or another --checkpoint file"):
+        if not isinstance(saved, dict) or saved.keys() != {"state", "settings", "history"}:
+            raise ValueError("is not a checkpoint of this version")
+        settings, history, own = saved["settings"], saved["history"], args.settings
+        moved = any(settings[name] != own[name] for name in ("device", "processes"))  # where these defaults differ
+        free = {"run", "device", "processes"} | ({"parts", "bf16"} if moved else set())
+        for name in sorted({*settings, *own} - free, key=lambda name: (name != "total_epochs", name)):
+            if settings.get(name) != own.get(name):
+                raise ValueError(f"{name} was {settings.get(name)}, now {own.get(name)}")
+        restore(state, saved["state"])
+    own["run"], done = settings["run"], len(history)
+    how = f"resuming after epoch {done - 1}" if done < args.epochs else f"complete, {done} epochs"
+    print(f"{args.checkpoint}: {how}", flush=True)
+    if args.log:  # a kill may have come between checkpoint and log
+        logged = [r["epoch"] for run in read_log(args.log) for r in run if r["run"] == own["run"]]
+        append(args.log, [r for r in history if r["epoch"] not in logged])
+    return history
+
+
+def save_epoch(args, state: dict, history: list[dict]) -> None:
+    """Keep the epoch that the history ends with: first in the checkpoint, then in the log."""
+    if args.checkpoint:
+        save(args.checkpoint, {"state": snapshot(state), "settings": args.settings, "history": history})
+    if args.log:
+        append(args.log, history[-1:])
+
+
+def save_results(args, model, history, *tested) -> None:
+    """Write the model and the pictures; `tested` are the two loaders, the test set's outputs and its labels."""
+    if args.save_model:
+        save(args.save_model, model.state_dict())
+    if args.plot:
+        from support import plots
+
+        for name, figure in plots.run(args.classes, history, *tested).items():
+            if figure:
+                write(args.plot / name, plots.png(figure))
+            else:
+                (args.plot / name).unlink(missing_ok=True)  # an earlier run's
+
+
+def save(path: Path, content) -> None:
+    """`torch.save`, atomically."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(path, buffer.getvalue())
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a file's content atomically: written beside it, synced, renamed over it. Links and its mode stay.
+
+    Raises SystemExit with one line where that fails; the old file is then untouched.
+    """
+    target = Path(os.path.realpath(path))
+    new = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with open(new, "wb") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        if target.exists():
+            new.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(new, target)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise SystemExit(f"{path}: cannot be written ({error.strerror}); what was there is untouched") from None
+
+
+def check_writable(path: Path) -> None:
+    """Make the file's folder and see that the file can be written there; SystemExit with one line if not.
+
+    Training can take hours; a path that cannot be written is better found before it.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not target.is_file():
+            raise SystemExit(f"{path}: is not a file; name another")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            open(target, "ab").close()
+        else:
+            tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise SystemExit(f"{path}: cannot be written ({error.strerror}); choose a path that can be") from None
+
+
+def check_plot(folder: Path) -> None:
+    """See that pictures can be drawn and written; SystemExit with one line if not."""
+    with one_line("--plot", "install matplotlib, or leave it out"):
+        from support import plots  # noqa: F401
+    check_writable(folder / "curves.png")
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """Keep a file to this process; SystemExit with one line where another run has it. A kill frees it.
+
+    Two runs on one checkpoint would each take the other's epochs for their own.
+    """
+    target = Path(os.path.realpath(path))
+    name = target.with_name(f".{target.name}.lock")
+    try:
+        with filelock.FileLock(name, timeout=0):
+            for left in target.parent.glob(f".{glob.escape(target.name)}.[0-9]*.part"):  # by a kill
+                left.unlink()
+            try:
+                yield
+            finally:
+                name.unlink(missing_ok=True)
+    except filelock.Timeout:
+        raise SystemExit(f"{path}: another run is using it; wait for it, or name another") from None
+
+
+def append(log: Path, records: list[dict]) -> None:
+    """Append records to a log, one JSON object per line; a last line that was cut short stays a line of its own.
+
+    Raises SystemExit with one line where that fails.
+    """
+    try:
+        with open(log, "a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            cut = file.read(1) not in (b"", b"\n")
+            data = b"\n" * cut + "".join(json.dumps(r) + "\n" for r in records).encode()
+            if file.write(data) < len(data):  # a full disk takes the beginning
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise SystemExit(f"{log}: cannot be written ({error.strerror})") from None
+
+
+def read_log(path: Path) -> list[list[dict]]:
+    """The runs in a log, each a list of its epochs' records; what is not a record is named on stderr and left out.
+
+    Raises SystemExit with one line for a file that cannot be read.
+    """
+    runs, odd = {}, []
+    with one_line(path, "name a file that --log wrote"):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            record |= {name: float(record[name]) for name in SCORES}
+            run = runs.setdefault((record["run"], record["script"], record["recipe"], record["seed"]), {})
+            run.setdefault(record["epoch"], record)  # the same epoch twice is one
+        except (ValueError, TypeError, KeyError):
+            odd.append(str(number))
+    if odd:
+        print(f"{path}: skipped what is not an epoch's record: line {', '.join(odd[:9])}", file=sys.stderr)
+    return [[epochs[k] for k in sorted(epochs)] for epochs in runs.values() if epochs]
