@@ -18,10 +18,8 @@ def training(net: nn.Module, criterion):
     input, `(B, in)`, and the gradient of its output, `(B, out)`, and after the graph `addmm_` multiplies and subtracts
     in one pass. Elsewhere the whole step is one graph, with CUDA a CUDA graph (benchmarks/speed.py measures both).
     The network's parameters are those of `nn.Linear` layers that are each called once, and used in no other way; where
-    they are not, or the optimizer is not plain SGD, or torch is too old, it raises SystemExit with one line.
+    they are not, or the optimizer is not plain SGD, it raises SystemExit with one line.
     """
-    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
-        raise SystemExit(f"--compile needs torch 2.11 or newer, this is {torch.__version__}; omit it")
     torch._dynamo.config.trace_autograd_ops = True  # gradients within the graph
     linear, calls = [layer for layer in net.modules() if isinstance(layer, nn.Linear)], []
 

@@ -1,12 +1,10 @@
 """--compile: the loop's mathematics with plain SGD, or one line that says it cannot be."""
 
 import os
-import re
 import shutil
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import common
@@ -126,12 +124,6 @@ BAD = {
 def test_a_model_whose_mathematics_it_has_not_is_refused(kind, eager):
     with pytest.raises(SystemExit, match="--compile .*omit it"):
         trained(BAD[kind], compiled.training)
-
-
-def test_an_older_torch_is_named(monkeypatch):
-    monkeypatch.setattr(torch._dynamo, "config", object())
-    with pytest.raises(SystemExit, match=f"--compile .*{re.escape(torch.__version__)}"):
-        compiled.training(Own(), F.cross_entropy)
 
 
 def test_many_rates_and_a_short_last_batch_are_compiled(monkeypatch):
