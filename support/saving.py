@@ -61,7 +61,7 @@ def opened(args, state: dict, loaders):
     """
     args.settings |= {"run": uuid.uuid4().hex[:12], "load_model": None, "data": fingerprint(loaders)}
     for path in filter(None, (args.save_model, args.checkpoint, args.log)):
-        check_writable(path)
+        check_writable(path, appended=path is args.log)
     if args.plot:
         check_plot(args.plot)
     with contextlib.ExitStack() as stack:
@@ -94,7 +94,8 @@ def one_line(path, remedy: str):
     try:
         yield
     except Exception as error:
-        raise SystemExit(f"{path}: {' '.join(str(error).split())[:200] or type(error).__name__}; {remedy}") from None
+        reason = " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+        raise SystemExit(f"{path}: {reason}; {remedy}") from None
 
 
 def read(path: Path):
@@ -204,11 +205,12 @@ def write(path: Path, data: bytes) -> None:
             new.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(new, target)
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise SystemExit(f"{path}: cannot be written ({error.strerror}); what was there is untouched") from None
+    finally:
+        new.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, appended: bool = False) -> None:
     """Make the file's folder and see that the file can be written there; SystemExit with one line if not.
 
     Training can take hours; a path that cannot be written is better found before it.
@@ -218,7 +220,7 @@ def check_writable(path: Path) -> None:
         if target.exists() and not target.is_file():
             raise SystemExit(f"{path}: is not a file; name another")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
+        if appended and target.exists():
             open(target, "ab").close()
         else:
             tempfile.TemporaryFile(dir=target.parent).close()

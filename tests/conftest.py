@@ -48,12 +48,6 @@ def write_mnist(root: Path, train, test) -> Path:
 
 
 @pytest.fixture(scope="session")
-def unpacked(digits, tmp_path_factory):
-    """A data folder with the official files, unpacked."""
-    return write_mnist(tmp_path_factory.mktemp("unpacked"), *digits)
-
-
-@pytest.fixture(scope="session")
 def small(digits, tmp_path_factory):
     """A data folder with the first 6000 training and 1010 test images."""
     (x, y), (xt, yt) = digits
@@ -77,19 +71,10 @@ def has_bf16_lstm() -> bool:
     return True
 
 
-def start(*command, **options) -> subprocess.Popen:
-    """One of the scripts as a process of its own; its output is text."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(
-        [sys.executable, ROOT / command[0], *map(str, command[1:])], env=env, **{**pipes, **options}
-    )
-
-
 class Fork:
     """One of the scripts as a process forked from one that has imported torch already: 0.1 s instead of 3.
 
-    Has what the tests need of subprocess.Popen. For what depends on the interpreter's start or end there is `start`.
+    Has what the tests need of subprocess.Popen.
     """
 
     one_at_a_time = threading.Lock()  # start() polls all processes: if two threads poll one, its status is 255

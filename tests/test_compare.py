@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, Fork
-from PIL import Image
 from scipy import stats
 
 import compare
@@ -149,14 +148,6 @@ def test_the_forms_say_the_same(form, tmp_path, capsys):
         assert "80.00 ± 14.14 (70.00 to 90.00)" in out
         assert "+25.00 (-38.53 to +88.53), no difference shown" in out
         assert {line.count("|") for line in out.splitlines()} == {8 if form == "markdown" else 0}
-
-
-def test_two_hundred_runs_in_one_log(tmp_path, capsys):
-    groups = [runs({s: [0.5 + s / 1000] for s in range(25)}, lr=k / 10) for k in range(1, 9)]
-    rows = compare.main(["--log", str(write(tmp_path / "a.jsonl", *groups)), "--plot", str(tmp_path / "new")])
-    assert [(row["name"], row["seeds"]) for row in rows] == [(f"lr {k / 10}", 25) for k in range(1, 9)]
-    assert min(Image.open(tmp_path / "new" / "runs.png").size) > 400
-    capsys.readouterr()
 
 
 def test_the_picture_has_means_bands_and_names_at_the_ends():

@@ -106,12 +106,14 @@ def test_dry_run_on_the_committed_data_from_another_folder(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["mlp", "last-hidden", "modern"])
-def test_seed_decides_every_number(recipe, tiny, capsys):
-    outputs = []
-    for seed in (7, 7, 8):
-        train(recipe, tiny, "--epochs", 2, "--seed", seed)
-        outputs.append(untimed(capsys.readouterr().out)[1:])
-    assert outputs[0] == outputs[1] != outputs[2]
+def test_seed_decides_weights_and_order(recipe, tiny, tmp_path, capsys):
+    network = ["--hidden", 8, "--layers", 1, "--lines", 4] if recipe == "modern" else []
+    for flags in (["--epochs", 0, "--save-model"], ["--epochs", 1, "--load-model"]):
+        outputs = []
+        for seed in (7, 7, 8):
+            train(recipe, tiny, *network, "--seed", seed, *flags, tmp_path / "m.pth")
+            outputs.append(untimed(capsys.readouterr().out)[1:])
+        assert outputs[0] == outputs[1] != outputs[2]
 
 
 @pytest.mark.parametrize("recipe", TUTORIALS)
