@@ -144,8 +144,7 @@ def session(args, state: dict, *loaders: Loader):
     `state` is what a checkpoint holds, `{"model": model, "optimizer": optimizer, …}`. Files and threads are as before
     at the end. Raises SystemExit with one line where a file does not fit or cannot be written.
     """
-    model, n = state["model"], args.epochs
-    size = sum(p.numel() for p in model.parameters())
+    model, n, size = state["model"], args.epochs, sum(p.numel() for p in state["model"].parameters())
     args.settings = {name: value for name, value in vars(args).items() if name not in UNLOGGED}
     args.settings |= {"device": str(args.device), "processes": WORLD, "parameters": size}
     with contextlib.ExitStack() as stack:
@@ -217,7 +216,7 @@ def finish(args, model: nn.Module, net: nn.Module, history: list, train_loader: 
         args.saving.save_results(args, model, history, train_loader, test_loader, outputs, labels)
 
 
-def at_least(least: float, kind: type = int, most: float = math.inf):
+def at_least(least: float, kind: type = int, most: float = 2**31 - 1):
     """An argparse type: a number from `least` to `most`."""
 
     def number(text: str):
@@ -240,8 +239,8 @@ def parser(script: str, doc: str) -> argparse.ArgumentParser:
     add("--batch-size", type=count, metavar="N", help="images per training step")
     add("--test-batch-size", type=count, metavar="N", help="images per step of evaluation")
     add("--optimizer", choices=OPTIMIZERS, help="from torch.optim, with its defaults for all but --lr")
-    add("--lr", type=at_least(1e-38, float), metavar="RATE", help="learning rate")
-    add("--seed", type=natural, default=1, metavar="S", help="random seed (default: 1)")
+    add("--lr", type=at_least(1e-38, float, 1e38), metavar="RATE", help="learning rate")
+    add("--seed", type=at_least(0, int, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu, or auto: any accelerator (default)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="holds MNIST/raw/ (default: the scripts' data/)")
@@ -294,7 +293,8 @@ def run(main, flag: str = "--checkpoint") -> None:
         main()
         sys.stdout.flush()
     except KeyboardInterrupt as error:
-        print(f"interrupted; with {flag} FILE the same command resumes", file=sys.stderr)
+        saved = any(word.startswith(flag) for word in sys.argv)
+        print("interrupted;", "the same command resumes" if saved else f"without {flag} FILE none can", file=sys.stderr)
         sys.exit(128 + error.args[0])
     except BrokenPipeError:
         os._exit(141)  # sys.exit would flush once more

@@ -44,6 +44,7 @@ def run(command: str, seed: int, log: Path, children: list, threads: int) -> lis
     Until it ends its epochs are kept in LOG.parts/, where a comparison that was killed resumes. Raises Failed.
     """
     words = shlex.split(command)
+    words[0] = sys.executable if words[0] in ("python", "python3") else words[0]
     script = next((k for k, word in enumerate(words) if word.endswith(".py")), 0)
     if not Path(words[script]).exists():
         words[script] = str(Path(__file__).resolve().parent / words[script])

@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 import tempfile
+import textwrap
 import uuid
 import warnings
 import zipfile
@@ -32,6 +33,8 @@ SCORES = {  # of an epoch: what a reader calls it, and the factor to the unit in
     "valid_acc": ("test accuracy, %", 100),
     "seconds": ("s per epoch", 1),
 }
+PICTURES = ["samples.png", "curves.png", "confusion.png", "mistakes.png", "predictions.png"]
+FIRST = ["script", "recipe", "dry_run", "total_epochs"]  # the settings that others follow from
 
 
 def check_flags(p, args) -> None:
@@ -44,6 +47,9 @@ def check_flags(p, args) -> None:
                 p.error(f"--predict trains nothing: leave out {flag}")
             if named.setdefault(target, flag) != flag:
                 p.error(f"{named[target]} and {flag} both name {path}; give each a file of its own")
+    for picture in PICTURES if args.plot else ():
+        if flag := named.get(os.path.realpath(args.plot / picture)):
+            p.error(f"{flag} and --plot both name {args.plot / picture}; give each a file of its own")
     if args.predict and not args.load_model:
         p.error("--predict needs --load-model FILE, the trained model")
     if SEVERAL:
@@ -62,6 +68,8 @@ def opened(args, state: dict, loaders):
     args.settings |= {"run": uuid.uuid4().hex[:12], "load_model": None, "data": fingerprint(loaders)}
     for path in filter(None, (args.save_model, args.checkpoint, args.log)):
         check_writable(path, appended=path is args.log)
+    if args.log and args.log.exists() and args.log.read_bytes()[:1] not in (b"", b"{"):
+        raise SystemExit(f"{args.log}: is not a log; name a new file, or one that --log wrote")
     if args.plot:
         check_plot(args.plot)
     with contextlib.ExitStack() as stack:
@@ -94,16 +102,15 @@ def one_line(path, remedy: str):
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
-        raise SystemExit(f"{path}: {reason}; {remedy}") from None
+        reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
+        raise SystemExit(f"{path}: {textwrap.shorten(reason, 200, placeholder=' …')}; {remedy}") from None
 
 
-def read(path: Path):
+def read(path: Path, remedy: str):
     """What `torch.save` wrote to a file, on the CPU; weights only, so nothing is executed.
 
     Raises SystemExit with one line for a file that is missing, damaged, something else, or not finite.
     """
-    remedy = "give a file that torch.save(model.state_dict(), FILE) or --checkpoint wrote"
     with one_line(path, remedy), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd files: what is wrong with them is said in that line
         data = path.read_bytes()
@@ -117,8 +124,10 @@ def read(path: Path):
 
 def load_model(path: Path, model: torch.nn.Module) -> int:
     """Load a state_dict into the model and return the file's checksum; SystemExit with one line if it does not fit."""
-    saved = read(path)
-    with one_line(path, "use the flags that it was trained with"):
+    saved = read(path, "give a file that torch.save(model.state_dict(), FILE) wrote")
+    if isinstance(saved, dict) and saved.keys() == {"state", "settings", "history"}:
+        raise SystemExit(f"{path}: is a checkpoint; give it as --checkpoint")
+    with one_line(path, "use the script and the flags that it was trained with"):
         model.load_state_dict(saved)
     return zlib.crc32(path.read_bytes())
 
@@ -141,14 +150,14 @@ def resume(args, state: dict) -> list[dict]:
 
     Raises SystemExit with one line for a file that is not a checkpoint of this run; nothing is overwritten then.
     """
-    saved = read(args.checkpoint)
+    saved = read(args.checkpoint, "name another --checkpoint file, or remove this one to start anew")
     with one_line(args.checkpoint, "use the same settings, or another --checkpoint file"):
         if not isinstance(saved, dict) or saved.keys() != {"state", "settings", "history"}:
             raise ValueError("is not a checkpoint of this version")
         settings, history, own = saved["settings"], saved["history"], args.settings
         moved = any(settings[name] != own[name] for name in ("device", "processes"))  # where these defaults differ
         free = {"run", "device", "processes"} | ({"parts", "bf16"} if moved else set())
-        for name in sorted({*settings, *own} - free, key=lambda name: (name != "total_epochs", name)):
+        for name in sorted({*settings, *own} - free, key=lambda name: (name == "data", name not in FIRST, name)):
             if settings.get(name) != own.get(name):
                 raise ValueError(f"{name} was {settings.get(name)}, now {own.get(name)}")
         restore(state, saved["state"])

@@ -124,7 +124,7 @@ def test_bfloat16_is_the_default_on_a_cpu_that_has_it(monkeypatch):
 def test_a_model_loads_by_the_flags_that_the_docstring_names(epochs, line, tiny, tmp_path, capsys):
     file, flags = str(tmp_path / "m.pth"), ["--data-dir", str(tiny), "--dry-run", "--epochs"]
     _, history = modern_mnist.main([*flags, epochs, "--save-model", file])
-    with pytest.raises(SystemExit, match="use the flags that it was trained with"):
+    with pytest.raises(SystemExit, match="use the script and the flags that it was trained with"):
         modern_mnist.main([*flags, "0", "--load-model", file])
     lines = re.findall(r"--epochs 0 --load-model m.pth (.*?) +#", modern_mnist.__doc__)
     modern_mnist.main([*flags, "0", "--load-model", file, *lines[line].split()])

@@ -143,10 +143,10 @@ def test_a_checkpoint_of_other_settings_data_or_start(tiny, small, tmp_path, cap
         (["--seed", 2], "seed was 1, now 2"),
         (["--lr", 0.002], "lr was 0.001, now 0.002"),
         (["--batch-size", 51], "batch_size was 50, now 51"),
-        (["--recipe", "sgd"], "batch_size was 50, now 64"),
+        (["--recipe", "sgd"], "recipe was last-hidden, now sgd"),
         (["--cell", "gru"], "cell was lstm, now gru"),
         (["--data-dir", small], "data was "),
-        (["--hold-out", 50], "data was "),
+        (["--hold-out", 50], "hold_out was 0, now 50"),
         (["--load-model", model], "load_model was None, now "),
     ):
         status, line = refused(lstm_mnist.main, [*flags, "--epochs", 2, *argv], capsys)
@@ -374,3 +374,18 @@ def test_a_broken_data_file_is_named_and_nothing_is_written_over(name, tiny, tmp
     assert str(raw / broken) in line
     assert "; put " in line  # the remedy
     assert {file: file.read_bytes() for file in raw.iterdir() if file.is_file()} == before
+
+
+def test_what_is_no_log_is_not_appended_to(tiny, tmp_path, capsys):
+    (log := tmp_path / "notes").write_text("# notes")
+    status, line = refused(mlp_mnist.main, ["--data-dir", tiny, "--epochs", "1", "--log", log], capsys)
+    assert (status, log.read_text()) == (1, "# notes")
+    assert f"{log}: is not a log" in line
+
+
+def test_a_model_is_not_named_as_a_picture(tiny, tmp_path, capsys):
+    argv = ["--data-dir", tiny, "--plot", tmp_path, "--save-model", tmp_path / "curves.png"]
+    status, line = refused(mlp_mnist.main, argv, capsys)
+    assert status == 2
+    assert "--plot" in line
+    assert list(tmp_path.iterdir()) == []
