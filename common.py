@@ -293,8 +293,8 @@ def run(main, flag: str = "--checkpoint") -> None:
         main()
         sys.stdout.flush()
     except KeyboardInterrupt as error:
-        saved = any(word.startswith(flag) for word in sys.argv)
-        print("interrupted;", "the same command resumes" if saved else f"without {flag} FILE none can", file=sys.stderr)
+        kept = any(word.startswith(flag) for word in sys.argv)
+        print("interrupted;", "the same command resumes" if kept else f"nothing was saved ({flag})", file=sys.stderr)
         sys.exit(128 + error.args[0])
     except BrokenPipeError:
         os._exit(141)  # sys.exit would flush once more

@@ -34,6 +34,7 @@ SCORES = {  # of an epoch: what a reader calls it, and the factor to the unit in
     "seconds": ("s per epoch", 1),
 }
 PICTURES = ["samples.png", "curves.png", "confusion.png", "mistakes.png", "predictions.png"]
+CHECKPOINT = {"state", "settings", "history"}  # what a checkpoint has
 FIRST = ["script", "recipe", "dry_run", "total_epochs"]  # the settings that others follow from
 
 
@@ -125,7 +126,7 @@ def read(path: Path, remedy: str):
 def load_model(path: Path, model: torch.nn.Module) -> int:
     """Load a state_dict into the model and return the file's checksum; SystemExit with one line if it does not fit."""
     saved = read(path, "give a file that torch.save(model.state_dict(), FILE) wrote")
-    if isinstance(saved, dict) and saved.keys() == {"state", "settings", "history"}:
+    if isinstance(saved, dict) and saved.keys() == CHECKPOINT:
         raise SystemExit(f"{path}: is a checkpoint; give it as --checkpoint")
     with one_line(path, "use the script and the flags that it was trained with"):
         model.load_state_dict(saved)
@@ -152,7 +153,7 @@ def resume(args, state: dict) -> list[dict]:
     """
     saved = read(args.checkpoint, "name another --checkpoint file, or remove this one to start anew")
     with one_line(args.checkpoint, "use the same settings, or another --checkpoint file"):
-        if not isinstance(saved, dict) or saved.keys() != {"state", "settings", "history"}:
+        if not isinstance(saved, dict) or saved.keys() != CHECKPOINT:
             raise ValueError("is not a checkpoint of this version")
         settings, history, own = saved["settings"], saved["history"], args.settings
         moved = any(settings[name] != own[name] for name in ("device", "processes"))  # where these defaults differ
