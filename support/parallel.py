@@ -22,7 +22,8 @@ class SideBySide:
     """
 
     def __init__(self, threads: int):
-        self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.threads = threads  # the caller's is one of them
+        self.pool = ThreadPoolExecutor(max(1, threads - 1), initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, compute, parameters, images, count: int) -> torch.Tensor:
         """What `compute` returns for images `(B, 1, 28, 28)`, from `count` parts, with gradients of the parameters."""
@@ -32,13 +33,21 @@ class SideBySide:
 
     def each(self, function, parts) -> list:
         """The function's results for the parts; raises what one of them raised once all have ended."""
-        others = [self.pool.submit(function, part) for part in parts[1:]]
+        results, left = [None] * len(parts), iter(enumerate(parts))
+
+        def work():
+            for k, part in left:  # whoever is free takes the next
+                results[k] = function(part)
+
+        others = [self.pool.submit(work) for _ in parts[1 : self.threads]]
         try:
-            first = function(parts[0])
+            work()
         finally:
             for other in others:
                 other.exception()  # waits until it has ended, faster than wait(others)
-        return [first, *(other.result() for other in others)]
+        for other in others:
+            other.result()
+        return results
 
 
 class Together(torch.autograd.Function):
