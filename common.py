@@ -1,20 +1,27 @@
 """What a script needs to train: data loaders, a batch in parts, lines per epoch, flags. Some flags need support/."""
 
 import argparse
+import builtins
 import contextlib
 import ctypes
+import difflib
 import functools
 import math
 import os
+import re
+import shlex
 import signal
 import sys
 import time
 from pathlib import Path
 
-import torch
-from torch import nn
-from torch.utils._pytree import tree_map
-from tqdm import tqdm
+try:
+    import torch
+    from torch import nn
+    from torch.utils._pytree import tree_map
+    from tqdm.auto import tqdm
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error.name} is missing: pip install -r requirements.txt") from None
 
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's classes and folders
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -25,6 +32,7 @@ OPTIMIZERS = {"SGD": FUSED, "Adam": FUSED, "AdamW": FUSED, "Adadelta": FOREACH, 
 FILES = ["save_model", "load_model", "checkpoint", "log", "plot", "predict"]
 UNLOGGED = {*FILES, "epochs", "log_interval", "opening", "running", "closing", "model", "data_dir", "saving", "classes"}
 DATA_DIR, SUPPORT = Path(__file__).with_name("data"), Path(__file__).with_name("support").exists()
+NOTEBOOK = hasattr(builtins, "__IPYTHON__")
 WORLD = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1  # processes under torchrun
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 CORES = max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of this process
@@ -74,7 +82,8 @@ def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tens
     from torchvision import datasets
 
     kind = getattr(datasets, DATASETS[name])
-    return [(part.data, part.targets) for part in (kind(root, train, download=True) for train in (True, False))]
+    new = not Path(root, kind.__name__).exists()  # what is there in part is not completed
+    return [(part.data, part.targets) for part in (kind(root, train, download=new) for train in (True, False))]
 
 
 def loaders(args, transform=None) -> tuple[Loader, Loader]:
@@ -152,7 +161,10 @@ def session(args, state: dict, *loaders: Loader):
         kind = f"{type(model).__name__} {args.cell}" if "cell" in args else type(model).__name__
         split = f" over {WORLD} processes" * (WORLD > 1) + f" in {args.parts} parts" * (args.parts > 1)
         how = f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}{split}, {n} epoch{'s' * (n != 1)}"
-        say(f"{args.recipe}: {kind}, {size:,} parameters, {how}, {args.device}, seed {args.seed}")
+        where = (args.data_dir / DATASETS[args.dataset]).absolute()
+        where = where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where
+        data = f"{' + '.join(f'{len(loader.labels):,}' for loader in loaders)} images of {where}"
+        say(f"{args.recipe}: {kind}, {size:,} parameters, {how}, {args.device}, seed {args.seed}, {data}")
         # glibc would give the megabytes that oneDNN's LSTM frees at each call back to the kernel, and the next step
         # would fault every page in again: up to 1.3 times as long (benchmarks/set_up.py, n = 3, torch 2.14).
         with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
@@ -167,7 +179,8 @@ def progress(args, epoch: int, steps: int, first_batch=None):
     """What `train` calls after a step to move the bar and print a line, or None; `first_batch()` is for that line."""
     names, step = dict(epoch=epoch, number=epoch + 1, epochs=args.epochs), 0
     say(args.opening.format(**names), end="")
-    bar = tqdm(total=steps, desc=f"Epoch {epoch}", leave=False, mininterval=1, disable=None)  # None: on a terminal
+    hidden = False if NOTEBOOK else None  # None: shown on a terminal
+    bar = tqdm(total=steps, desc=f"Epoch {epoch}", leave=False, mininterval=1, disable=hidden)
 
     def after_step(total, correct, count):
         nonlocal step
@@ -227,6 +240,11 @@ def at_least(least: float, kind: type = int, most: float = 2**31 - 1):
     return number
 
 
+def path(text: str) -> Path:
+    """An argparse type: a path, with the home folder for `~`."""
+    return Path(text).expanduser()
+
+
 def parser(script: str, doc: str) -> argparse.ArgumentParser:
     """A parser with the flags that all scripts share, for a script's `__file__` and `__doc__`; errors are one line."""
     style, switch = argparse.RawDescriptionHelpFormatter, argparse.BooleanOptionalAction
@@ -243,28 +261,48 @@ def parser(script: str, doc: str) -> argparse.ArgumentParser:
     add("--seed", type=at_least(0, int, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu, or auto: any accelerator (default)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
-    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="holds MNIST/raw/ (default: the scripts' data/)")
+    add("--data-dir", type=path, default=DATA_DIR, metavar="DIR", help="holds MNIST/raw/ (default: the scripts' data/)")
     add("--hold-out", type=natural, default=0, metavar="N", help="test on the last N training images instead")
     add("--normalize", action=switch, default=False, help="pixels from -1 to 1 instead of 0 to 1")
     add("--bf16", action=switch, default=False, help="train in bfloat16")
     add("--dry-run", action="store_true", help="one batch of training, one of test")
     add("--log-interval", type=natural, default=0, metavar="N", help="print progress every N steps; 0: never")
-    add("--save-model", type=Path, metavar="FILE", help="write the trained state_dict")
-    add("--load-model", type=Path, metavar="FILE", help="start from these weights; with --epochs 0, evaluate them")
-    add("--checkpoint", type=Path, metavar="FILE", help="saved after each epoch; the same command resumes from it")
-    add("--log", type=Path, metavar="FILE", help="append one JSON object per epoch")
-    add("--plot", type=Path, metavar="DIR", help="write figures to DIR")
-    add("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
+    add("--save-model", type=path, metavar="FILE", help="write the trained state_dict")
+    add("--load-model", type=path, metavar="FILE", help="start from these weights; with --epochs 0, evaluate them")
+    add("--checkpoint", type=path, metavar="FILE", help="saved after each epoch; the same command resumes from it")
+    add("--log", type=path, metavar="FILE", help="append one JSON object per epoch")
+    add("--plot", type=path, metavar="DIR", help="write figures to DIR")
+    add("--predict", type=path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
     return p
 
 
-def parse(p: argparse.ArgumentParser, argv: list[str] | None, recipe) -> argparse.Namespace:
-    """The settings that `recipe(args)` returns, each overridden by its flag; SystemExit(2), one line for a bad flag."""
-    p.set_defaults(**recipe(p.parse_args(argv)))
+def parse(p: argparse.ArgumentParser, argv, recipes: dict) -> argparse.Namespace:
+    """The settings of a recipe, each overridden by its flag; SystemExit(2) with one line for a bad flag.
+
+    `recipes` is `{name: settings}`, or `{name: function of the flags that returns settings}`; the first is the default.
+    `argv` is a list of words or one string; None means the command line's flags, or none in a notebook.
+    """
+    if argv is None:  # a notebook's kernel has flags of its own
+        argv = [] if NOTEBOOK and Path(sys.argv[0]).name != p.prog else sys.argv[1:]
+    argv = shlex.split(argv) if isinstance(argv, str) else [str(word) for word in argv]
+    p.set_defaults(recipe=next(iter(recipes)))
+    args, unknown = p.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].split("=")[0].replace("_", "-")
+        near = difflib.get_close_matches(name, re.findall("--[a-z0-9-]+", p.format_help()), 1)
+        p.error(f"there is no {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+    needing = [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["torchrun"] * (WORLD > 1)
+    if needing and not SUPPORT:
+        p.error(f"--{needing[0].replace('_', '-')} needs the folder support/ beside common.py; copy it, too")
+    if args.load_model and args.load_model.exists():
+        from support import saving
+
+        argv = saving.with_settings(p, argv, recipes)
+        args = p.parse_args(argv)
+    recipe = recipes[args.recipe]
+    p.set_defaults(**(recipe(args) if callable(recipe) else recipe))
     args = p.parse_args(argv)
-    if needing := [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["torchrun"] * (WORLD > 1):
-        if not SUPPORT:
-            p.error(f"--{needing[0].replace('_', '-')} needs the folder support/ beside common.py; copy it, too")
+    if needing:
         from support import saving
 
         saving.check_flags(p, args)
@@ -296,5 +334,7 @@ def run(main, flag: str = "--checkpoint") -> None:
         kept = any(word.startswith(flag) for word in sys.argv)
         print("interrupted;", "the same command resumes" if kept else f"nothing was saved ({flag})", file=sys.stderr)
         sys.exit(128 + error.args[0])
+    except ModuleNotFoundError as error:  # of what a flag needs
+        sys.exit(f"{error.name} is missing: pip install -r requirements.txt")
     except BrokenPipeError:
         os._exit(141)  # sys.exit would flush once more

@@ -20,9 +20,10 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import common
+
 from tqdm import tqdm
 
-import common
 from support import saving
 
 try:
@@ -114,11 +115,11 @@ def main(argv=None) -> list[dict]:
     add("--seeds", type=count, default=5, metavar="N", help="default: 5")
     add("--first-seed", type=common.at_least(0), default=1, metavar="S", help="default: 1")
     add("--jobs", type=count, default=1, metavar="J", help="runs side by side, sharing the cores (default: 1)")
-    add("--log", type=Path, metavar="FILE", help="keep the runs there (default: a new temporary file)")
+    add("--log", type=common.path, metavar="FILE", help="keep the runs there (default: a new temporary file)")
     add("--metric", choices=saving.SCORES, default="valid_acc", help="default: valid_acc, the test accuracy")
     add("--best", action="store_true", help="each run's best epoch instead of its last")
     add("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
-    add("--plot", type=Path, metavar="DIR", help="write runs.png there")
+    add("--plot", type=common.path, metavar="DIR", help="write runs.png there")
     args = parser.parse_intermixed_args(argv)
     if not args.commands and not args.log:
         parser.error('name a command, such as "mlp_mnist.py --epochs 5", or a log with --log FILE')

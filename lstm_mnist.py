@@ -9,10 +9,11 @@ python lstm_mnist.py --save-model rnn.pth            # and later: --epochs 0 --l
 import itertools
 import time
 
+import common
+from common import Parallel
+
 import torch
 from torch import nn
-
-import common
 
 
 class BatchFirst(nn.Module):
@@ -155,7 +156,7 @@ def main(argv=None):
     add("--hidden", type=natural, metavar="N", help="units per layer")
     add("--layers", type=natural, metavar="N", help="stacked recurrent layers")
     add("--parts", type=natural, metavar="N", help="CPU: parts of a batch, of 16 images at least (default: one a core)")
-    args = common.parse(parser, argv, lambda args: RECIPES[args.recipe])  # each entry overridden by its flag
+    args = common.parse(parser, argv, RECIPES)  # each entry overridden by its flag
     torch.manual_seed(args.seed)
     model = args.model(28, args.hidden, args.layers, 10, CELLS[args.cell]).to(args.device)
     if args.predict:  # loads --load-model and classifies the pictures
@@ -167,7 +168,7 @@ def main(argv=None):
     fewest_kernels = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update, faster
     optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **fewest_kernels)
     state = dict(model=model, optimizer=optimizer, order=train_loader.generator)  # what --checkpoint saves
-    net = common.Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores
+    net = Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores
 
     def first_batch():
         """The accuracy on the first test batch, which `last-hidden` prints while it trains."""

@@ -7,10 +7,11 @@ python mlp_mnist.py --save-model mlp.pth             # and later: --epochs 0 --l
 
 import time
 
+import common
+from common import Parallel
+
 import torch
 from torch import nn
-
-import common
 
 
 class Net(nn.Module):
@@ -65,7 +66,7 @@ def test(model, loader, criterion):
 
 
 RECIPE = dict(
-    recipe="mlp", optimizer="SGD", lr=0.01, batch_size=20, test_batch_size=20, epochs=30, parts=1,
+    optimizer="SGD", lr=0.01, batch_size=20, test_batch_size=20, epochs=30, parts=1,
     closing="epoch:{number} Training loss:{train_loss:.6f}\n",  # the tutorial's line, above the line per epoch
 )  # fmt: skip
 
@@ -74,7 +75,7 @@ def main(argv=None):
     """Train, or predict (--predict); returns the model and its history, a record per epoch."""
     parser = common.parser(__file__, __doc__)
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step (plain SGD only)")
-    args = common.parse(parser, argv, lambda _: RECIPE)  # the recipe's entries, each overridden by its flag
+    args = common.parse(parser, argv, {"mlp": RECIPE})  # the recipe's entries, each overridden by its flag
     if args.compile and args.optimizer != "SGD":
         parser.error(f"--compile trains with SGD, not with {args.optimizer}")
     torch.manual_seed(args.seed)
@@ -89,7 +90,7 @@ def main(argv=None):
     optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **fewest_kernels)
     state = dict(model=model, optimizer=optimizer, order=train_loader.generator)  # what --checkpoint saves
     # The same weights, computed in bfloat16 or over torchrun's processes
-    net = common.Parallel(model, 1, args.bf16) if args.bf16 or common.WORLD > 1 else model
+    net = Parallel(model, 1, args.bf16) if args.bf16 or common.WORLD > 1 else model
     train_epoch = train
     if args.compile:
         from support import compiled

@@ -1,10 +1,8 @@
 """An LSTM that reads an MNIST image as rows and as columns, trained the way you would train one today.
 
 python modern_mnist.py                               # 8 epochs; network, rate and distortion follow --epochs
-python modern_mnist.py --epochs 1 --save-model m.pth # a short run's network is small; to use it later:
-python modern_mnist.py --epochs 1 --load-model m.pth --predict docs/seven.jpg
-python modern_mnist.py --epochs 0 --load-model m.pth --hidden 64 --layers 1 --lines 4  # evaluates it
-python modern_mnist.py --epochs 0 --load-model m.pth --layers 1 --lines 1 --windows    # after 32 epochs or more
+python modern_mnist.py --save-model m.pth            # and later: --epochs 0 --load-model m.pth
+python modern_mnist.py --load-model m.pth --predict docs/seven.jpg
 python modern_mnist.py --hold-out 10000 --lr 0.01    # to tune: test on the last training images
 
 Test accuracy: 98.27 ± 0.09 % after 1 epoch (n = 10), 99.62 ± 0.02 % after 32 (n = 5); docs/accuracy.md. A comment such
@@ -17,13 +15,14 @@ import functools
 import math
 import time
 
+import common
+from common import Parallel
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-import common
 
 
 class Windows(nn.Module):
@@ -128,7 +127,7 @@ def test(model, loader, criterion):
 
 
 RECIPE = dict(
-    recipe="modern", optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15,
+    optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15,
 )  # fmt: skip
 # From that number of epochs on; chosen on held-out training images
 LENGTHS = {
@@ -162,7 +161,7 @@ def main(argv=None):
     add("--smoothing", type=common.at_least(0, float, 1), metavar="P", help="label smoothing")
     add("--distortion", type=size, metavar="S", help="how much to distort training images (0: none)")
     add("--average", type=common.at_least(0), metavar="N", help="average weights over ~1/N of the run; 0: off")
-    args = common.parse(parser, argv, recipe)
+    args = common.parse(parser, argv, {"modern": recipe})
     if args.windows and args.lines != 1:
         parser.error("windows, the default from --epochs 32, are read a line at a time: use --lines 1 or --no-windows")
     torch.manual_seed(args.seed)
@@ -184,8 +183,8 @@ def main(argv=None):
     # One cycle, linearly up for a fifth of the steps, then linearly down to 0: +0.05
     scheduler = LambdaLR(optimizer, lambda step: min(5 * (step + 1) / steps, 1.25 * (1 - step / steps), 1.0))
     state = dict(model=model, optimizer=optimizer, scheduler=scheduler, average=average, order=train_loader.generator)
-    net = common.Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores
-    averaged = common.Parallel(average.module, args.parts)
+    net = Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores
+    averaged = Parallel(average.module, args.parts)
     # Prints the first line; --load-model and --checkpoint are read here. history: the epochs that are done already
     with common.session(args, state, train_loader, test_loader) as history:
         if not history:

@@ -186,7 +186,7 @@ def share_of_products(turns: int) -> str:
     """Milliseconds of a step of `batch-first` on the CPU and of its products alone, in as many parts, in turn."""
     recipe, model, criterion = RECIPES["batch-first"], network("batch-first"), nn.CrossEntropyLoss()
     defaults = {**recipe, "recipe": "batch-first", "parts": None}
-    args = common.parse(common.parser("lstm_mnist.py", ""), ["--device", "cpu"], lambda _: defaults)
+    args = common.parse(common.parser("lstm_mnist.py", ""), ["--device", "cpu"], {"products": defaults})
     with contextlib.redirect_stdout(sys.stderr), common.session(args, {"model": model}):
         parts = [products(recipe, len(part)) for part in torch.arange(args.batch_size).tensor_split(args.parts)]
         pool = ThreadPoolExecutor(args.parts, initializer=torch.set_num_threads, initargs=[1])

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import re
 import shutil
 import sys
 import tempfile
@@ -11,40 +12,67 @@ from pathlib import Path
 import numpy as np
 import torch
 
+NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+LIKE_DATA = re.compile(r"ubyte|mnist|^(train|test)\w*\.|\.npz$", re.IGNORECASE)
+TYPES = {b"\0\0\x0b": "int16", b"\0\0\x0c": "int32", b"\0\0\x0d": "float32"}  # how IDX files of other numbers begin
+
 
 def read(root: Path, folder: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Training and test set of a torchvision root: bytes `(N, 28, 28)` and int64 labels `(N,)` each.
 
-    `folder` is named after torchvision's class; one that is missing is downloaded. Raises SystemExit with one line
-    where a file is missing or wrong.
+    `folder` is named after torchvision's class. It is downloaded if it is missing and nothing like it is in `root`.
+    Raises SystemExit with one line where a file is missing or wrong.
     """
     raw, sets = root / folder / "raw", []
-    if not (root / folder).exists():
+    missing = [name for name in NAMES if not find(raw, name)]
+    if missing:
+        if remedy := diagnose(root, folder):
+            raise SystemExit(f"{raw / missing[0]}: is missing; {remedy}")
         download(root, folder)
-    for part in ("train", "t10k"):
-        (images, file), (labels, labels_file) = (
-            read_idx(raw / f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
-        )
+    for names in (NAMES[:2], NAMES[2:]):
+        files = [find(raw, name) for name in names]
+        images, labels = map(read_idx, files)
         if images.shape[1:] != (28, 28) or len(images) == 0:
-            raise SystemExit(f"{file}: holds {tuple(images.shape)}, not (N, 28, 28); put the set's own there")
+            raise SystemExit(f"{files[0]}: holds {tuple(images.shape)}, not (N, 28, 28); put the set's own there")
         if labels.shape != images.shape[:1] or labels.max() > 9:
             what = f"a label from 0 to 9 for each of {len(images)} images"
-            raise SystemExit(f"{labels_file}: holds {tuple(labels.shape)}, not {what}; put the set's own there")
+            raise SystemExit(f"{files[1]}: holds {tuple(labels.shape)}, not {what}; put the set's own there")
         sets.append((images, labels.long()))
     return sets
 
 
-def read_idx(file: Path) -> tuple[torch.Tensor, Path]:
-    """The bytes in an IDX file, or in FILE.gz if there is none, in the shape that its header gives; and that file."""
-    file = file if file.exists() else file.with_name(f"{file.name}.gz")
+def find(raw: Path, name: str) -> Path | None:
+    """The file of this name, packed or not, also as Kaggle names it: with a dot, or in a folder of the same name."""
+    dotted = name.replace("-idx", ".idx")
+    files = (
+        raw / file for file in (name, f"{name}.gz", dotted, f"{dotted}.gz", f"{name}/{name}", f"{dotted}/{dotted}")
+    )
+    return next((file for file in files if file.is_file()), None)
+
+
+def diagnose(root: Path, folder: str) -> str:
+    """What to do about a set that is elsewhere, of another form or in part there; "" where nothing like it is."""
+    here, raw = root.resolve(), root / folder / "raw"
+    above = [place for place in here.parents[:2] if here in (place / folder, place / folder / "raw")]
+    below = [place for place in sorted(root.glob("*")) if find(place / folder / "raw", NAMES[0])]
+    if above or below:
+        return f"give --data-dir {[*above, *below][0]}"
+    found = [f.name for f in [root, *root.glob("*")] if LIKE_DATA.search(f.name) and (f.is_file() or "ubyte" in f.name)]
+    found += [str(file.relative_to(root)) for file in (root / folder).rglob("*") if file.is_file()]
+    what = f"put the four files of {folder} into {raw}"
+    return f"{what} ({root} holds {', '.join(sorted(found)[:4])})" if found else what * (root / folder).exists()
+
+
+def read_idx(file: Path) -> torch.Tensor:
+    """The bytes in an IDX file, which may be packed, in the shape that its header gives."""
     try:
         data = np.fromfile(file, np.uint8)
-        if file.suffix == ".gz":
+        if data[:2].tobytes() == b"\x1f\x8b":
             data = np.frombuffer(bytearray(gzip.decompress(data)), np.uint8)
-        if len(data) < 4 or data[:3].tolist() != [0, 0, 8]:
-            raise ValueError("it is not an IDX file of bytes")
+        if (begin := data[:3].tobytes()) != b"\0\0\x08" or len(data) < 4:
+            raise ValueError(f"it is not an IDX file of bytes, but {TYPES.get(begin, 'something else')}")
         start = 4 + 4 * data[3]
-        return torch.from_numpy(data[start:].reshape(data[4:start].view(">u4"))), file
+        return torch.from_numpy(data[start:].reshape(data[4:start].view(">u4")))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise SystemExit(f"{file}: cannot be read ({reason}); put the set's own file there") from None
@@ -62,5 +90,5 @@ def download(root: Path, folder: str) -> None:
                 shutil.move(Path(place, folder), root / folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no mirror has it
         reason = " ".join(str(error).split())[:200]
-        four = f"put its four archives into {root / folder / 'raw'}"
+        four = f"put its four files into {root / folder / 'raw'}"
         raise SystemExit(f"{root / folder}: is missing and cannot be downloaded ({reason}); {four}") from None

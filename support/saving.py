@@ -1,7 +1,7 @@
 """Model files, checkpoints, pictures and the log: written atomically, validated on load, nothing in them executed.
 
-A model file is the bare state_dict and loads into the tutorial's own class. A checkpoint holds all that is needed to
-resume: the states of what the script trains with, its settings and its epochs so far.
+A model file is the bare state_dict and loads into the tutorial's own class; its zip also has the run's settings. A
+checkpoint holds all that is needed to resume: the states of what the script trains with, its settings and its epochs.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import filelock
 import torch
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torch.utils._pytree import tree_leaves
 
 from support import SEVERAL
@@ -35,6 +36,8 @@ SCORES = {  # of an epoch: what a reader calls it, and the factor to the unit in
 }
 PICTURES = ["samples.png", "curves.png", "confusion.png", "mistakes.png", "predictions.png"]
 CHECKPOINT = {"state", "settings", "history"}  # what a checkpoint has
+MODEL = ["recipe", "cell", "hidden", "layers", "lines", "windows", "normalize"]  # the settings that a model needs
+SETTINGS = "archive/settings.json"  # within torch's own folder of the zip, where torch.load ignores it
 FIRST = ["script", "recipe", "dry_run", "total_epochs"]  # the settings that others follow from
 
 
@@ -115,6 +118,8 @@ def read(path: Path, remedy: str):
     with one_line(path, remedy), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about odd files: what is wrong with them is said in that line
         data = path.read_bytes()
+        if kind := foreign(data):
+            raise ValueError(f"is {kind}")
         if data.startswith(b"PK") and (damaged := zipfile.ZipFile(io.BytesIO(data)).testzip()):
             raise ValueError(f"the checksum of {damaged} is wrong")  # which torch.load does not look at
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -123,13 +128,83 @@ def read(path: Path, remedy: str):
     return content
 
 
+def foreign(data: bytes) -> str | None:
+    """What a file is that another program wrote, from its first bytes or the names in its zip."""
+    names = zipfile.ZipFile(io.BytesIO(data)).namelist() if data.startswith(b"PK") else []
+    kinds = {
+        "empty": not data,
+        "an HDF5 file": data.startswith(b"\x89HDF"),
+        "a safetensors file": data[8:10] == b'{"',
+        "an ONNX file": data[:1] == b"\x08" and b"pytorch" in data[:100],
+        "a TorchScript file": any(name.endswith("/constants.pkl") for name in names),
+        "a zip without a state_dict": names and not any(name.endswith("/data.pkl") for name in names),
+    }
+    return next((kind for kind, fits in kinds.items() if fits), None)
+
+
+def read_model(path: Path) -> tuple[dict, dict]:
+    """A model file's state_dict and the settings that it was trained with; of a foreign file these are {}.
+
+    The state_dict may be an entry of a dictionary; of a checkpoint it is the average's, if there is one. Raises
+    SystemExit with one line for a file without a state_dict.
+    """
+    remedy = "give a file that torch.save(model.state_dict(), FILE) wrote"
+    saved, settings = read(path, remedy), {}
+    with one_line(path, remedy):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                settings = json.loads(file.read(SETTINGS)) if SETTINGS in file.namelist() else {}
+        if isinstance(saved, dict) and saved.keys() == CHECKPOINT:
+            saved, settings = saved["state"], saved["settings"]
+        entries = {"": saved, **saved} if isinstance(saved, dict) else {}
+        tensors = {
+            name: each
+            for name, each in entries.items()
+            if isinstance(each, dict) and each and all(isinstance(x, torch.Tensor) for x in each.values())
+        }
+        tensors = {"average": tensors["average"]} if "average" in tensors else tensors
+        if len(tensors) != 1:
+            raise ValueError(f"has {' and '.join(tensors) or f'a {type(saved).__name__}'}, not one state_dict")
+    (state,) = tensors.values()
+    state.pop("n_averaged", None)
+    return state, settings
+
+
+def with_settings(p, argv: list[str], recipes) -> list[str]:
+    """`argv` behind flags for the settings of its `--load-model` file; one line, status 2 where it contradicts them."""
+    path = p.parse_args(argv).load_model
+    _, settings = read_model(path)
+    if settings.get("recipe", p.get_default("recipe")) not in recipes:
+        p.error(f"{path} is a model of {settings.get('script')}, recipe {settings['recipe']}; use that script")
+    p.set_defaults(**{name: settings[name] for name in ["recipe"] if name in settings})
+    args = p.parse_args(argv)
+    own = [flag(name, settings[name]) for name in [*MODEL[1:], "dataset"] if name in settings and name in args]
+    for name in MODEL:
+        if (value := getattr(p.parse_args([*own, *argv]), name, None)) != settings.get(name, value):
+            p.error(f"{flag(name, value)}: {path} was trained with {flag(name, settings[name])}; leave the flag out")
+    return [*own, *argv]
+
+
+def flag(name: str, value) -> str:
+    """A setting as a flag."""
+    word = f"--{'no-' * (value is False)}{name.replace('_', '-')}"
+    return word if isinstance(value, bool) else f"{word}={value}"
+
+
 def load_model(path: Path, model: torch.nn.Module) -> int:
-    """Load a state_dict into the model and return the file's checksum; SystemExit with one line if it does not fit."""
-    saved = read(path, "give a file that torch.save(model.state_dict(), FILE) wrote")
-    if isinstance(saved, dict) and saved.keys() == CHECKPOINT:
-        raise SystemExit(f"{path}: is a checkpoint; give it as --checkpoint")
-    with one_line(path, "use the script and the flags that it was trained with"):
-        model.load_state_dict(saved)
+    """Load a model file and return its checksum; SystemExit with one line if it does not fit.
+
+    The prefixes that DistributedDataParallel, torch.compile, Lightning and the like give to names are taken off.
+    """
+    state, _ = read_model(path)
+    expected = model.state_dict().keys()
+    for prefix in 2 * ("module.", "_orig_mod.", "model."):
+        if not state.keys() & expected:
+            consume_prefix_in_state_dict_if_present(state, prefix)
+    known = {name.split(".")[0] for name in state} & {"fc1", "lstm", "rnn", "rows"}
+    other = f"it has {', '.join(list(state)[:2])} …, this model {', '.join(list(expected)[:2])} …"
+    with one_line(path, "use the script and the flags that it was trained with" if known else other):
+        model.load_state_dict(state)
     return zlib.crc32(path.read_bytes())
 
 
@@ -159,8 +234,10 @@ def resume(args, state: dict) -> list[dict]:
         moved = any(settings[name] != own[name] for name in ("device", "processes"))  # where these defaults differ
         free = {"run", "device", "processes"} | ({"parts", "bf16"} if moved else set())
         for name in sorted({*settings, *own} - free, key=lambda name: (name == "data", name not in FIRST, name)):
-            if settings.get(name) != own.get(name):
-                raise ValueError(f"{name} was {settings.get(name)}, now {own.get(name)}")
+            if (was := settings.get(name)) != (now := own.get(name)):
+                if name in ("parts", "bf16"):  # their defaults are the machine's
+                    raise SystemExit(f"{args.checkpoint}: {name} was {was}, now {now}; add {flag(name, was)}")
+                raise ValueError(f"{name} was {was}, now {now}")
         restore(state, saved["state"])
     own["run"], done = settings["run"], len(history)
     how = f"resuming after epoch {done - 1}" if done < args.epochs else f"complete, {done} epochs"
@@ -182,7 +259,7 @@ def save_epoch(args, state: dict, history: list[dict]) -> None:
 def save_results(args, model, history, *tested) -> None:
     """Write the model and the pictures; `tested` are the two loaders, the test set's outputs and its labels."""
     if args.save_model:
-        save(args.save_model, model.state_dict())
+        save(args.save_model, model.state_dict(), {k: value for k, value in args.settings.items() if k != "run"})
     if args.plot:
         from support import plots
 
@@ -193,10 +270,15 @@ def save_results(args, model, history, *tested) -> None:
                 (args.plot / name).unlink(missing_ok=True)  # an earlier run's
 
 
-def save(path: Path, content) -> None:
-    """`torch.save`, atomically."""
+def save(path: Path, content, settings: dict | None = None) -> None:
+    """`torch.save`, atomically; with settings, if given, as an entry of their own in its zip."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    if settings:
+        with zipfile.ZipFile(buffer, "a") as file:
+            file.writestr(
+                zipfile.ZipInfo(SETTINGS), json.dumps(settings)
+            )  # without a date: the same run, the same file
     write(path, buffer.getvalue())
 
 

@@ -10,11 +10,12 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import common
+
 import pytest
 import torch
 from torch import nn
 
-import common
 import lstm_mnist
 import mlp_mnist
 import modern_mnist

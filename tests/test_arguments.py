@@ -31,8 +31,11 @@ BAD = [
     ("modern", "--smoothing=-0.1", "--smoothing"),
     ("modern", "--smoothing=1.5", "--smoothing"),
     ("modern", "--windows --lines 2", "--lines"),
-    ("mlp", "--epoch 1", "--epoch"),
-    ("lstm", "7.png", "7.png"),
+    ("mlp", "--epoch 1", "there is no --epoch; did you mean --epochs?"),
+    ("mlp", "--batch_size=20", "did you mean --batch-size?"),
+    ("lstm", "--hidden-size 3", "did you mean --hidden?"),
+    ("lstm", "--num-layers 3", "did you mean --layers?"),
+    ("lstm", "7.png", "there is no 7.png (--help"),
     ("mlp", "--predict 7.png", "--load-model"),
     ("mlp", "--load-model m.pth --predict 7.png --log l.jsonl", "--log"),
     ("mlp", "--save-model x --checkpoint x", "--save-model and --checkpoint"),
@@ -90,3 +93,13 @@ def test_missing_folders_are_made(tiny, tmp_path, capsys):
     assert [files[flag].is_file() for flag in WRITTEN] == [True] * 3
     assert (files["--plot"] / "curves.png").is_file()
     assert list(tmp_path.rglob(".*")) == []
+
+
+def test_the_home_folder_is_found_in_every_path(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(tiny)
+    flags = [f"{flag}=~/{flag[2:]}/x" for flag in [*WRITTEN, "--plot"]]
+    MAINS["mlp"](["--data-dir=~/data", "--epochs=1", *flags])
+    MAINS["mlp"](["--load-model=~/save-model/x", "--predict", "~/plot/x/samples.png"])
+    assert sorted(os.listdir()) == ["checkpoint", "data", "log", "plot", "save-model"]

@@ -3,11 +3,12 @@
 import os
 import shutil
 
+import common
+
 import pytest
 import torch
 from torch import nn
 
-import common
 import lstm_mnist
 import mlp_mnist
 from support import compiled

@@ -1,11 +1,15 @@
 """What people take from here: two files, a pasted model and loop, `main` in a notebook."""
 
 import ast
+import importlib
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+
+import common
 
 import nbformat
 import pytest
@@ -17,7 +21,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
-import common
 import lstm_mnist
 import mlp_mnist
 import modern_mnist
@@ -102,13 +105,14 @@ def test_main_in_a_notebook(tiny, tmp_path):
     """In a real kernel, whose stdout is not a file: twice the same, and nothing of the kernel's is changed."""
     cells = f"""
 import signal, sys, torch
+from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import mlp_mnist, lstm_mnist
 def state():
     return [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], torch.get_num_threads(), sys.stdout
 before = state()
 ---
-flags = ["--data-dir", {str(tiny)!r}, "--epochs", "2"]
+flags = ["--data-dir", Path({str(tiny)!r}), "--epochs", 2]
 model, history = mlp_mnist.main(flags)
 model, again = mlp_mnist.main(flags)
 assert [r["valid_loss"] for r in history] == [r["valid_loss"] for r in again]
@@ -118,6 +122,23 @@ model(torch.rand(3, 1, 28, 28)).argmax(1)
 model, history = lstm_mnist.main([*flags, "--recipe", "last-hidden"])
 assert [r["epoch"] for r in history] == [0, 1]
 assert state() == before
+---
+import contextlib, io, threading
+kept = io.StringIO()
+threading.Timer(2, lambda: signal.raise_signal(signal.SIGINT)).start()
+try:
+    mlp_mnist.main("--data-dir {tiny} --epochs 100000 --checkpoint c.pt --log-interval 1")
+except KeyboardInterrupt:
+    pass
+assert state() == before
+_, history = mlp_mnist.main("--data-dir {tiny} --epochs 0 --checkpoint c.pt")
+assert len(history) > 1
+---
+common = mlp_mnist.common
+common.DATA_DIR = Path({str(tiny)!r})
+mlp_mnist.RECIPE["epochs"] = 1
+_, history = mlp_mnist.main()
+assert len(history) == 1
 """
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells.split("---\n")]
@@ -125,7 +146,25 @@ assert state() == before
     texts = ["".join(out.text for out in cell.outputs if out.output_type == "stream") for cell in notebook.cells]
     assert texts[1].count("Epoch 1. Train Loss") == 2
     assert "Test Accuracy (Overall)" in texts[2]
-    assert [*tmp_path.iterdir()] == []
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.mark.parametrize("missing", ["torch", "tqdm"])
+def test_a_missing_package_is_one_line(missing, tmp_path):
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([sys.executable, ROOT / "mlp_mnist.py"], env=env, capture_output=True, text=True)
+    assert result.stderr == f"{missing} is missing: pip install -r requirements.txt\n"
+    assert result.returncode == 1
+
+
+def test_another_common_on_the_path_is_named(tmp_path, monkeypatch):
+    (tmp_path / "common.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("common", "mlp_mnist"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=re.escape(str(tmp_path / "common.py"))):
+        importlib.import_module("mlp_mnist")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

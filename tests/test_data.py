@@ -1,17 +1,19 @@
 """The data sets, the loader and the lines about them, against torchvision and plain recomputation."""
 
+import gzip
 import hashlib
 import re
 import shutil
 from types import SimpleNamespace
 
+import common
+
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, refused
 from torchvision import datasets, transforms
 from torchvision.datasets import MNIST
 
-import common
 import mlp_mnist
 from support import plots
 
@@ -166,3 +168,112 @@ def test_held_out_images_are_the_last_and_are_not_trained_on(tiny, capsys):
     _, (record,) = mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "1", "--hold-out", "60"])
     assert record["hold_out"] == 60
     assert capsys.readouterr().out.endswith("/60)\n")
+
+
+def placed(where, name=str, packed=False, nested=False):
+    """Builds a data folder: `where` the four files are in it, `name` what becomes of their names."""
+
+    def build(tiny, root):
+        for file in (tiny / "MNIST" / "raw").iterdir():
+            new = root / where / name(file.name)
+            new = new / new.name if nested else new
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(gzip.compress(file.read_bytes()) if packed else file.read_bytes())
+
+    return build
+
+
+def dotted(name):
+    return name.replace("-idx", ".idx")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        placed("MNIST/raw"),
+        placed("MNIST/raw", dotted),
+        placed("MNIST/raw", nested=True),
+        placed("MNIST/raw", lambda name: f"{name}.gz", packed=True),
+        placed("MNIST/raw", packed=True),
+    ],
+    ids=["as torchvision", "Kaggle's names", "Kaggle's folders", "gzip", "gzip without suffix"],
+)
+def test_data_are_read_as_people_have_them(build, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "MNIST", None)  # what would download
+    build(tiny, tmp_path)
+    for ours, theirs in zip(common.read(str(tmp_path)), common.read(tiny)):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+def old_torchvision(tiny, root):
+    (root / "MNIST" / "processed").mkdir(parents=True)
+    torch.save((torch.zeros(3, 28, 28), torch.zeros(3)), root / "MNIST" / "processed" / "training.pt")
+
+
+def without_test_files(tiny, root):
+    placed("MNIST/raw")(tiny, root)
+    for file in (root / "MNIST" / "raw").glob("t10k*"):
+        file.unlink()
+
+
+MISPLACED = {
+    "flat": (placed("."), "", "put the four files of MNIST into ROOT/MNIST/raw (ROOT holds t10k-images-idx3-ubyte, "),
+    "flat, Kaggle's": (placed(".", dotted), "", "(ROOT holds t10k-images.idx3-ubyte, "),
+    "flat, in folders": (placed(".", nested=True), "", "(ROOT holds t10k-images-idx3-ubyte, "),
+    "without raw": (placed("MNIST"), "", "MNIST into ROOT/MNIST/raw (ROOT holds MNIST/t10k-images-idx3-ubyte, "),
+    "one level too deep": (placed("MNIST/raw"), "MNIST", "give --data-dir ROOT"),
+    "two levels too deep": (placed("MNIST/raw"), "MNIST/raw", "give --data-dir ROOT"),
+    "one level too shallow": (placed("sets/MNIST/raw"), "", "give --data-dir ROOT/sets"),
+    "old torchvision's": (old_torchvision, "", "(ROOT holds MNIST/processed/training.pt)"),
+    "training files alone": (without_test_files, "", "ROOT/MNIST/raw/t10k-images-idx3-ubyte: is missing; put the four"),
+    "an archive of arrays": (lambda _, root: (root / "mnist.npz").touch(), "", "(ROOT holds mnist.npz)"),
+    "that archive itself": (
+        lambda _, root: (root / "mnist.npz").touch(),
+        "mnist.npz",
+        "(ROOT/mnist.npz holds mnist.npz)",
+    ),
+    "tables": (lambda _, root: (root / "train.csv").touch(), "", "(ROOT holds train.csv)"),
+}
+
+
+@pytest.mark.parametrize("name", MISPLACED)
+def test_data_of_another_place_or_form_are_named_and_nothing_is_downloaded(name, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "MNIST", None)  # what would download
+    build, given, expected = MISPLACED[name]
+    build(tiny, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    status, line = refused(mlp_mnist.main, ["--data-dir", tmp_path / given], capsys)
+    assert status == 1
+    assert expected.replace("ROOT", str(tmp_path)) in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_where_a_download_fails_nothing_is_made(tiny, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(datasets, "KMNIST", fail)
+    for root in (tmp_path / "typo", tiny):
+        before = sorted(root.rglob("*"))
+        status, line = refused(mlp_mnist.main, ["--data-dir", root, "--dataset", "kmnist"], capsys)
+        assert (status, "cannot be downloaded (no network)" in line) == (1, True)
+        assert sorted(root.rglob("*")) == before
+    assert not (tmp_path / "typo").exists()
+
+
+def test_the_first_line_says_which_data(tiny, monkeypatch, capsys):
+    mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "0"])
+    assert f", 250 + 110 images of {tiny / 'MNIST'}\n" in capsys.readouterr().out
+    monkeypatch.chdir(ROOT)
+    mlp_mnist.main(["--dry-run"])
+    assert ", 20 + 20 images of data/MNIST\n" in capsys.readouterr().out
+
+
+def test_numbers_of_another_type_are_named(tiny, tmp_path, capsys):
+    """As the labels of QMNIST."""
+    placed("MNIST/raw")(tiny, tmp_path)
+    file = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    file.write_bytes(bytes([0, 0, 12, 1, 0, 0, 0, 250]) + bytes(1000))
+    _, line = refused(mlp_mnist.main, ["--data-dir", tmp_path], capsys)
+    assert line.startswith(f"{file}: ")
+    assert "int32" in line

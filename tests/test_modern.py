@@ -3,12 +3,13 @@
 import argparse
 import re
 
+import common
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-import common
 import modern_mnist
 from modern_mnist import RowsAndColumns, Windows, distort
 
@@ -120,16 +121,14 @@ def test_bfloat16_is_the_default_on_a_cpu_that_has_it(monkeypatch):
             assert modern_mnist.recipe(argparse.Namespace(epochs=None, device=device))["bf16"] is has
 
 
-@pytest.mark.parametrize(("epochs", "line"), [("1", 0), ("32", 1)])
-def test_a_model_loads_by_the_flags_that_the_docstring_names(epochs, line, tiny, tmp_path, capsys):
+@pytest.mark.parametrize("epochs", ["1", "32"])
+def test_a_model_loads_without_the_flags_that_its_length_implies(epochs, tiny, tmp_path, capsys):
     file, flags = str(tmp_path / "m.pth"), ["--data-dir", str(tiny), "--dry-run", "--epochs"]
     _, history = modern_mnist.main([*flags, epochs, "--save-model", file])
-    with pytest.raises(SystemExit, match="use the script and the flags that it was trained with"):
-        modern_mnist.main([*flags, "0", "--load-model", file])
-    lines = re.findall(r"--epochs 0 --load-model m.pth (.*?) +#", modern_mnist.__doc__)
-    modern_mnist.main([*flags, "0", "--load-model", file, *lines[line].split()])
+    capsys.readouterr()
+    modern_mnist.main([*flags, "0", "--load-model", file])
     assert f"Test Loss: {history[-1]['valid_loss']:.6f}" in capsys.readouterr().out
-    modern_mnist.main(["--epochs", epochs, "--load-model", file, "--predict", str(ROOT / "docs" / "seven.jpg")])
+    modern_mnist.main(["--load-model", file, "--predict", str(ROOT / "docs" / "seven.jpg")])
     assert re.search(r"seven.jpg: \d \(\d\.\d{3}\)\n$", capsys.readouterr().out)
 
 

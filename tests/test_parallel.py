@@ -3,13 +3,14 @@
 import threading
 import time
 
+import common
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-import common
 import lstm_mnist
 import modern_mnist
 from lstm_mnist import BatchFirst, EquationsLSTM, LastHidden, TimeMajor

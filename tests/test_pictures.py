@@ -3,12 +3,13 @@
 import io
 import re
 
+import common
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-import common
 import mlp_mnist
 from support import predict
 

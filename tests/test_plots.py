@@ -5,13 +5,14 @@ import re
 import sys
 from collections import Counter
 
+import common
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-import common
 import lstm_mnist
 import mlp_mnist
 from support import plots

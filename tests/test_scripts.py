@@ -11,13 +11,14 @@ import subprocess
 import sys
 import termios
 
+import common
+
 import pytest
 import torch
 from conftest import ROOT, TUTORIALS, Fork, call, has_bf16_lstm, train
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-import common
 import lstm_mnist
 import mlp_mnist
 import modern_mnist
@@ -64,7 +65,7 @@ def test_each_recipe_prints_its_tutorials_lines_in_their_order(recipe, tiny, cap
     if recipe == "mlp":  # its tutorial prints the model before anything else
         assert f"\n{mlp_mnist.Net()}\n" in out
         out = out.replace(f"{mlp_mnist.Net()}\n", "")
-    how = r"(\w+ )+lr [\d.]+, batch \d+( in \d+ parts)?, 2 epochs, cpu, seed 1"
+    how = r"(\w+ )+lr [\d.]+, batch \d+( in \d+ parts)?, 2 epochs, cpu, seed 1, 250 \+ 110 images of .*MNIST"
     assert re.fullmatch(rf"{recipe}: \w+( lstm)?, [\d,]+ parameters, {how}", out.splitlines()[0])
     lines = [re.sub(r"\d+\.\d+", "N", line) for line in out.splitlines()]
     end = lines.index(PER_EPOCH.format(0))

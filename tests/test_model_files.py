@@ -1,0 +1,166 @@
+"""Model files as people have them: the settings in ours, other programs' forms, checkpoints."""
+
+import re
+import zipfile
+
+import pytest
+import torch
+from conftest import ROOT, TUTORIALS, refused, train
+from torch import nn
+
+import lstm_mnist
+import mlp_mnist
+import modern_mnist
+from support import saving
+
+SIZE = ["--hidden", "6"]
+MODELS = {  # how each is trained, and a flag that contradicts
+    "last-hidden": (lstm_mnist, ["--recipe", "last-hidden", *SIZE], ["--recipe", "sgd"]),
+    "sgd": (lstm_mnist, ["--recipe", "sgd", "--cell", "gru", *SIZE], ["--no-normalize"]),
+    "time-major": (lstm_mnist, ["--recipe", "time-major", *SIZE, "--layers", "1"], ["--layers", "2"]),
+    "batch-first": (lstm_mnist, [*SIZE, "--cell", "equations"], ["--cell", "lstm"]),
+    "mlp": (mlp_mnist, ["--normalize"], ["--no-normalize"]),
+    "modern": (modern_mnist, [*SIZE, "--lines", "7"], ["--lines", "2"]),
+    "windows": (modern_mnist, [*SIZE, "--layers", "1", "--windows", "--lines", "1"], ["--no-windows"]),
+}
+
+
+def end(capsys) -> str:
+    out = capsys.readouterr().out
+    return out[out.index("Test Loss: ") :]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("flag", ["--save-model", "--checkpoint"])
+def test_a_file_brings_its_settings_and_refuses_others(flag, name, tiny, tmp_path, capsys):
+    script, flags, contradicting = MODELS[name]
+    file, data = str(tmp_path / "file"), ["--data-dir", str(tiny)]
+    script.main([*data, *flags, "--epochs", "1", flag, file])
+    expected = end(capsys)
+    script.main([*data, "--epochs", "0", "--load-model", file])
+    assert end(capsys).split("Test Loss")[-1] == expected.split("Test Loss")[-1]
+    script.main(["--load-model", file, "--predict", str(ROOT / "docs" / "seven.jpg")])
+    assert capsys.readouterr().out.startswith(f"{ROOT / 'docs' / 'seven.jpg'}: ")
+    status, line = refused(script.main, [*data, "--load-model", file, *contradicting], capsys)
+    assert status == 2
+    assert f"{file} was trained with --" in line
+    assert line.count("; leave the flag out") == 1
+
+
+def test_the_data_set_of_a_file_is_the_default_and_can_be_changed(tiny, tmp_path, capsys):
+    file = tmp_path / "m.pth"
+    (tmp_path / "FashionMNIST").symlink_to(tiny / "MNIST")
+    train("mlp", tmp_path, "--dataset", "fashion-mnist", "--epochs", 1, "--save-model", file)
+    mlp_mnist.main(["--load-model", str(file), "--predict", str(ROOT / "docs" / "seven.jpg")])
+    assert re.search(r"jpg: [A-Z]\w+.* \(0\.", capsys.readouterr().out)
+    train("mlp", tiny, "--dataset", "mnist", "--epochs", 1, "--load-model", file)
+
+
+def test_the_same_run_writes_the_same_file(tiny, tmp_path, capsys):
+    for name in "ab":
+        train("mlp", tiny, "--epochs", 1, "--save-model", tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("recipe", TUTORIALS)
+@pytest.mark.parametrize("mmap", [False, True])
+def test_the_tutorials_class_loads_the_file_as_if_it_were_bare(recipe, mmap, tiny, tmp_path, capsys):
+    ours, _ = train(recipe, tiny, "--epochs", 0, "--save-model", tmp_path / "m.pth")
+    assert saving.SETTINGS in zipfile.ZipFile(tmp_path / "m.pth").namelist()
+    theirs = TUTORIALS[recipe]()
+    theirs.load_state_dict(torch.load(tmp_path / "m.pth", mmap=mmap))
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_another_scripts_file_is_named_as_such(tiny, tmp_path, capsys):
+    train("last-hidden", tiny, "--epochs", 0, "--save-model", tmp_path / "m.pth")
+    status, line = refused(mlp_mnist.main, ["--load-model", tmp_path / "m.pth"], capsys)
+    assert status == 2
+    assert "is a model of lstm_mnist.py, recipe last-hidden; use that script" in line
+
+
+def prefixed(*prefixes):
+    return lambda state: {f"{''.join(prefixes)}{name}": each for name, each in state.items()}
+
+
+def of_type(kind):
+    return lambda state: {name: each.to(kind) for name, each in state.items()}
+
+
+FORMS = {
+    "state_dict": lambda state: {"state_dict": state},
+    "with an epoch": lambda state: {"model_state_dict": state, "epoch": 3, "optimizer_state_dict": {"state": {}}},
+    "Lightning": lambda state: {
+        "state_dict": prefixed("model.")(state),
+        "epoch": 2,
+        "callbacks": {},
+        "loops": {"a": {}},
+    },
+    "DataParallel": prefixed("module."),
+    "torch.compile": prefixed("_orig_mod."),
+    "both": prefixed("module.", "_orig_mod."),
+    "both the other way round": prefixed("_orig_mod.", "module."),
+    "float16": of_type(torch.float16),
+    "bfloat16": of_type(torch.bfloat16),
+    "float64": of_type(torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_foreign_form_loads(name, tiny, tmp_path, capsys):
+    torch.manual_seed(5)
+    state = lstm_mnist.LastHidden(28, 64, 1, 10).state_dict()
+    torch.save(FORMS[name](state), tmp_path / "m.pth")
+    model, _ = train("last-hidden", tiny, "--epochs", 0, "--load-model", tmp_path / "m.pth")
+    for key, each in model.state_dict().items():
+        torch.testing.assert_close(each, state[key], rtol=0.01, atol=0.001)
+
+
+def test_a_model_that_calls_a_layer_model_keeps_its_names(tmp_path):
+    model = nn.ModuleDict({"model": nn.Linear(3, 2)})
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    saving.load_model(tmp_path / "m.pth", nn.ModuleDict({"model": nn.Linear(3, 2)}))
+
+
+FOREIGN = {
+    "empty": (b"", "is empty"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
+    "safetensors": (
+        b'\x40\0\0\0\0\0\0\0{"fc1.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        "is a safetensors file",
+    ),
+    "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x05", "is an ONNX file"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_another_programs_file_is_named(name, tiny, tmp_path, capsys):
+    data, expected = FOREIGN[name]
+    (tmp_path / "m").write_bytes(data)
+    _, line = refused(mlp_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "m"], capsys)
+    assert line.startswith(f"{tmp_path / 'm'}: {expected}; give a file that torch.save(")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_torchscript_a_zip_and_several_models_are_named(tiny, tmp_path, capsys):
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), tmp_path / "script.pt")
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as file:
+        file.writestr("config.json", "{}")
+    state = nn.Linear(1, 1).state_dict()
+    torch.save({"generator": state, "discriminator": state}, tmp_path / "two.pt")
+    for name, expected in (
+        ("script.pt", "is a TorchScript file"),
+        ("zip.pt", "is a zip without a state_dict"),
+        ("two.pt", "has generator and discriminator, not one state_dict"),
+    ):
+        _, line = refused(mlp_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / name], capsys)
+        assert line.startswith(f"{tmp_path / name}: {expected}; give a file that torch.save(")
+
+
+def test_flags_are_advised_only_where_they_can_help(tiny, tmp_path, capsys):
+    torch.save(lstm_mnist.BatchFirst(28, 9, 2, 10).state_dict(), tmp_path / "ours.pth")
+    torch.save(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Linear(3, 10)).state_dict(), tmp_path / "other.pth")
+    _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "ours.pth"], capsys)
+    assert line.endswith("; use the script and the flags that it was trained with\n")
+    _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "other.pth"], capsys)
+    assert line.endswith("; it has 0.weight, 0.bias …, this model lstm.weight_ih_l0, lstm.weight_hh_l0 …\n")
