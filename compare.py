@@ -5,7 +5,8 @@ python compare.py --seeds 5 --log runs.jsonl …       # keep the runs; the same
 python compare.py --log runs.jsonl --plot pictures   # without commands: the table of that log, and runs.png
 
 Each command runs as it stands, in a process of its own, with --seed 1 to N. Each row is compared with the first, paired
-by seed, with a 95 % confidence interval (Student's t): where that contains 0, no difference is shown.
+by seed, with a 95 % confidence interval (Student's t): where that contains 0, no difference is shown. With several such
+rows the intervals hold jointly (Bonferroni): of tables without any real difference at most 5 in 100 claim one.
 """
 
 import argparse
