@@ -5,9 +5,8 @@ python modern_mnist.py --save-model m.pth            # and later: --epochs 0 --l
 python modern_mnist.py --load-model m.pth --predict docs/seven.jpg
 python modern_mnist.py --hold-out 10000 --lr 0.01    # to tune: test on the last training images
 
-Test accuracy: 98.27 ± 0.09 % after 1 epoch (n = 10), 99.62 ± 0.02 % after 32 (n = 5); docs/accuracy.md. A comment such
-as "+0.12" is what an ingredient adds, in points, after 4 epochs (n = 3, held out, `python benchmarks/leave_out.py --log
-l.jsonl`); all intervals but distortion's contain 0.
+Test accuracy: 98.27 ± 0.09 % after 1 epoch (n = 10), 99.62 ± 0.02 % after 32 (n = 5). docs/accuracy.md has the details,
+and what happens without each ingredient.
 """
 
 import argparse
@@ -53,15 +52,15 @@ class RowsAndColumns(nn.Module):
 
     def __init__(self, hidden_dim, n_layer, n_class, lines=2, windows=False):
         super().__init__()
-        self.lines = lines  # per time step, a divisor of their number; two instead of one: half the time, -0.06
+        self.lines = lines  # per time step, a divisor of their number; two instead of one take half the time
         self.windows, size = nn.Identity(), 28 * lines
         if windows:
             first, second = max(1, hidden_dim // 4), max(1, hidden_dim // 2)
-            # To 8 × 8 places, then to 3 × 3: +0.11 after 16 epochs (n = 3, docs/accuracy.md)
+            # To 8 × 8 places, then to 3 × 3
             self.windows = nn.Sequential(Windows(1, first, 7, 3), Windows(2 * first, second, 4, 2))
             size = 3 * 2 * second * lines
-        self.rows = nn.LSTM(size, hidden_dim, n_layer, bidirectional=True)  # the second direction: +0.06
-        self.columns = nn.LSTM(size, hidden_dim, n_layer, bidirectional=True)  # -0.05; after 2 epochs +0.16
+        self.rows = nn.LSTM(size, hidden_dim, n_layer, bidirectional=True)
+        self.columns = nn.LSTM(size, hidden_dim, n_layer, bidirectional=True)
         self.classifier = nn.Linear(8 * hidden_dim, n_class)
 
     def forward(self, x):
@@ -70,7 +69,7 @@ class RowsAndColumns(nn.Module):
         for lstm, image in ((self.rows, x), (self.columns, x.mT)):
             steps = image.transpose(1, 2).unflatten(1, (-1, self.lines)).flatten(2)  # (N, 1, 28, 28) to (N, 14, 2 * 28)
             out, (h_n, _) = lstm(steps.transpose(0, 1))  # (14, N, 2 * hidden), both directions side by side
-            # The maximum over time (0.00) and the final state of each direction (-0.02): no gain shown from having both
+            # The maximum over time and the final state of each direction
             pooled += [out.amax(0), h_n[-2], h_n[-1]]
         return self.classifier(torch.cat(pooled, 1))
 
@@ -143,7 +142,7 @@ LENGTHS = {
 def recipe(args):
     """The settings for `args.epochs` epochs, for the default number if that is None or 0, on `args.device`."""
     epochs = args.epochs or RECIPE["epochs"]
-    # On a CPU bfloat16 where it is fast: two thirds of the time, -0.04
+    # On a CPU bfloat16 where it is fast: two thirds of the time
     cpu = args.device == "cpu" or (args.device == "auto" and not torch.accelerator.is_available())
     own = {"bf16": cpu and torch.cpu._is_avx512_bf16_supported(), "total_epochs": epochs}  # a checkpoint's must agree
     return RECIPE | own | LENGTHS[max(n for n in LENGTHS if n <= epochs)]
@@ -170,17 +169,16 @@ def main(argv=None):
         from support import predict
 
         return predict.main(args, model)
-    # +0.12 (0.01 to 0.22), affine and elastic together; without either one alone no loss is shown
     transform = functools.partial(distort, strength=args.distortion) if args.distortion else None
     train_loader, test_loader = common.loaders(args, transform)
     steps = max(1, args.epochs * len(train_loader))
     decay = max(0.0, 1 - (args.average or steps) / steps)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # -0.02
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     average.module.to(args.device)  # puts the copied weights of an LSTM into the one block that cuDNN wants
-    smoothed, criterion = nn.CrossEntropyLoss(label_smoothing=args.smoothing), nn.CrossEntropyLoss()  # smoothing: 0.00
+    smoothed, criterion = nn.CrossEntropyLoss(label_smoothing=args.smoothing), nn.CrossEntropyLoss()
     fewest_kernels = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update, faster
     optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **fewest_kernels)
-    # One cycle, linearly up for a fifth of the steps, then linearly down to 0: +0.05
+    # One cycle, linearly up for a fifth of the steps, then linearly down to 0
     scheduler = LambdaLR(optimizer, lambda step: min(5 * (step + 1) / steps, 1.25 * (1 - step / steps), 1.0))
     state = dict(model=model, optimizer=optimizer, scheduler=scheduler, average=average, order=train_loader.generator)
     net = Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores

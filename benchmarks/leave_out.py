@@ -87,9 +87,8 @@ def main():
     rows = compared(commands.values(), args.seeds, args.log)
     if len(rows) != len(commands):
         raise SystemExit(f"{args.log}: some of the runs are missing or of other versions; name another --log")
-    print(
-        "| without | accuracy, held out, % | difference from the full recipe (95 %) | s per epoch |\n|---|---|---|---|"
-    )
+    print("| without | accuracy, held out, % | difference from the full recipe (95 %, jointly) | s per epoch |")
+    print("|---|---|---|---|")
     for without, row in zip(commands, rows):
         _, _, _, _, accuracy, difference, seconds = cells(row, "valid_acc")
         print(f"| {without} | {accuracy} | {difference or '-'} | {seconds} |")

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import math
 import statistics
 import warnings
 
@@ -108,33 +107,22 @@ def predictions(answers: list[tuple], names: list[str]) -> Figure:
 def comparison(groups: dict[str, list], metric: str, label: str, factor: float) -> Figure:
     """A metric by epoch and by seconds of training: each group's mean over its runs, in a band from least to most.
 
-    `groups` is `{name: [run, …]}`, a run a list of records; `label` says what the metric is, times `factor`. Names
-    stand at the ends of the lines.
+    `groups` is `{name: [run, …]}`, a run a list of records; `label` says what the metric is, times `factor`.
     """
     figure = Figure(figsize=(12.5, 4.8), layout="constrained")
     by_epoch_axes, by_time = figure.subplots(1, 2, sharey=True)
-    ends = []
     for k, (name, runs) in enumerate(groups.items()):
         look = dict(color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], markersize=4)
         columns = [[run[epoch] for run in runs if len(run) > epoch] for epoch in range(max(map(len, runs)))]
         values = [[factor * r[metric] for r in column] for column in columns]
         means = [statistics.mean(column) for column in values]
         seconds = list(itertools.accumulate(statistics.mean(r["seconds"] for r in column) for column in columns))
+        text = (name if len(name) < 60 else f"{name[:58]}…").replace("$", r"\$")
         for axes, x in ((by_epoch_axes, range(len(columns))), (by_time, seconds)):
-            axes.plot(x, means, **look)
+            axes.plot(x, means, label=text, **look)
             axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=look["color"], alpha=0.15, linewidth=0)
-        ends.append((means[-1], seconds[-1], name, look))
     by_epoch(by_epoch_axes, label)
     by_time.set(xlabel="seconds of training and evaluation")
     by_time.grid(alpha=0.3)
-    low, high = by_time.get_ylim()
-    step, last = (high - low) / 16, -math.inf
-    for y, x, name, look in sorted(ends, key=lambda end: end[0]):
-        last = max(y, last + step)  # names that would lie upon each other move up
-        at = dict(xycoords=("data", "data"), textcoords=by_time.get_yaxis_transform(), va="center")
-        line = dict(arrowstyle="-", color=look["color"], linestyle=":", linewidth=1)
-        text = name if len(name) < 42 else f"{name[:40]}…"
-        by_time.annotate(
-            text, (x, y), (1.02, last), color=look["color"], fontsize=9, arrowprops=line, parse_math=False, **at
-        )
+    by_time.legend()
     return figure

@@ -156,6 +156,7 @@ def read_model(path: Path) -> tuple[dict, dict]:
                 settings = json.loads(file.read(SETTINGS)) if SETTINGS in file.namelist() else {}
         if isinstance(saved, dict) and saved.keys() == CHECKPOINT:
             saved, settings = saved["state"], saved["settings"]
+        settings = {name: value for name, value in settings.items() if isinstance(value, (str, int, float))}
         entries = {"": saved, **saved} if isinstance(saved, dict) else {}
         tensors = {
             name: each

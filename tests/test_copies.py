@@ -145,6 +145,7 @@ assert len(history) == 1
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(tmp_path))
     texts = ["".join(out.text for out in cell.outputs if out.output_type == "stream") for cell in notebook.cells]
     assert texts[1].count("Epoch 1. Train Loss") == 2
+    assert "\rEpoch 1:   0%" in texts[1]  # the bar
     assert "Test Accuracy (Overall)" in texts[2]
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
 
@@ -156,6 +157,16 @@ def test_a_missing_package_is_one_line(missing, tmp_path):
     result = subprocess.run([sys.executable, ROOT / "mlp_mnist.py"], env=env, capture_output=True, text=True)
     assert result.stderr == f"{missing} is missing: pip install -r requirements.txt\n"
     assert result.returncode == 1
+
+
+def test_a_package_that_a_flag_needs_is_named(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def main():
+        raise ModuleNotFoundError(name="PIL")
+
+    with pytest.raises(SystemExit, match="^PIL is missing: pip install -r requirements.txt$"):
+        common.run(main)
 
 
 def test_another_common_on_the_path_is_named(tmp_path, monkeypatch):

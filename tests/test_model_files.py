@@ -72,6 +72,18 @@ def test_the_tutorials_class_loads_the_file_as_if_it_were_bare(recipe, mmap, tin
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    ["[1]", "seven", '{"recipe": []}', '{"recipe": "x"}', '{"hidden": -5}', '{"cell": "x"}', '{"hidden": "a"}'],
+)
+def test_settings_that_make_no_sense_end_in_one_line(settings, tiny, tmp_path, capsys):
+    saving.save(tmp_path / "m.pth", lstm_mnist.BatchFirst(28, 128, 2, 10).state_dict())
+    lstm_mnist.main(["--data-dir", str(tiny), "--epochs", "0", "--load-model", str(tmp_path / "m.pth")])
+    with zipfile.ZipFile(tmp_path / "m.pth", "a") as file:
+        file.writestr(saving.SETTINGS, settings)
+    refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "m.pth"], capsys)
+
+
 def test_another_scripts_file_is_named_as_such(tiny, tmp_path, capsys):
     train("last-hidden", tiny, "--epochs", 0, "--save-model", tmp_path / "m.pth")
     status, line = refused(mlp_mnist.main, ["--load-model", tmp_path / "m.pth"], capsys)

@@ -13,6 +13,8 @@ import stat
 import time
 from pathlib import Path
 
+import common
+
 import pytest
 import torch
 from conftest import Fork, call, refused, train, write_idx
@@ -154,6 +156,17 @@ def test_a_checkpoint_of_other_settings_data_or_start(tiny, small, tmp_path, cap
         assert str(kept) in line
         assert named in line
     assert kept.read_bytes() == before
+
+
+def test_a_checkpoint_of_a_machine_with_other_cores_names_the_flag_to_add(tiny, tmp_path, monkeypatch, capsys):
+    flags = ["--recipe", "last-hidden", "--data-dir", tiny, "--checkpoint", tmp_path / "c.pt", "--epochs"]
+    monkeypatch.setattr(common, "CORES", 2)
+    lstm_mnist.main([*flags, 1])
+    monkeypatch.setattr(common, "CORES", 3)
+    _, line = refused(lstm_mnist.main, [*flags, 2], capsys)
+    assert line == f"{tmp_path / 'c.pt'}: parts was 2, now 3; add --parts=2\n"
+    _, history = lstm_mnist.main([*flags, 2, "--parts=2"])
+    assert len(history) == 2
 
 
 @pytest.mark.parametrize("recipe", ["mlp", "last-hidden"])
