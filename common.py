@@ -292,19 +292,17 @@ def parse(p: argparse.ArgumentParser, argv, recipes: dict) -> argparse.Namespace
         near = difflib.get_close_matches(name, re.findall("--[a-z0-9-]+", p.format_help()), 1)
         p.error(f"there is no {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
     needing = [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["torchrun"] * (WORLD > 1)
-    if needing and not SUPPORT:
-        p.error(f"--{needing[0].replace('_', '-')} needs the folder support/ beside common.py; copy it, too")
-    if args.load_model and args.load_model.exists():
+    if needing:
+        if not SUPPORT:
+            p.error(f"--{needing[0].replace('_', '-')} needs the folder support/ beside common.py; copy it, too")
         from support import saving
 
         argv = saving.with_settings(p, argv, recipes)
-        args = p.parse_args(argv)
+    args = p.parse_args(argv)
     recipe = recipes[args.recipe]
     p.set_defaults(**(recipe(args) if callable(recipe) else recipe))
     args = p.parse_args(argv)
     if needing:
-        from support import saving
-
         saving.check_flags(p, args)
         args.saving = saving  # what writes the files, and holds the processes together
     try:

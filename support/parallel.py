@@ -17,7 +17,7 @@ class SideBySide:
 
     Given two threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another program has
     one of the cores each wait can cost a time slice. Parts wait twice a step: beside one busy process a step of `sgd`
-    takes 9.1 ms, the tutorial's way 48 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14). Results depend on
+    takes 10 ms, the tutorial's way 36 (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14). Results depend on
     the parts, not on the number of threads.
     """
 

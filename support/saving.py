@@ -174,6 +174,8 @@ def read_model(path: Path) -> tuple[dict, dict]:
 def with_settings(p, argv: list[str], recipes) -> list[str]:
     """`argv` behind flags for the settings of its `--load-model` file; one line, status 2 where it contradicts them."""
     path = p.parse_args(argv).load_model
+    if not path or not path.exists():
+        return argv
     _, settings = read_model(path)
     if settings.get("recipe", p.get_default("recipe")) not in recipes:
         p.error(f"{path} is a model of {settings.get('script')}, recipe {settings['recipe']}; use that script")

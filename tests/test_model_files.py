@@ -74,7 +74,7 @@ def test_the_tutorials_class_loads_the_file_as_if_it_were_bare(recipe, mmap, tin
 
 @pytest.mark.parametrize(
     "settings",
-    ["[1]", "seven", '{"recipe": []}', '{"recipe": "x"}', '{"hidden": -5}', '{"cell": "x"}', '{"hidden": "a"}'],
+    ["[1]", "seven", '{"recipe": "x"}', '{"hidden": -5}', '{"cell": "x"}', '{"hidden": "a"}'],
 )
 def test_settings_that_make_no_sense_end_in_one_line(settings, tiny, tmp_path, capsys):
     saving.save(tmp_path / "m.pth", lstm_mnist.BatchFirst(28, 128, 2, 10).state_dict())

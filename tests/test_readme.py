@@ -66,8 +66,8 @@ def test_the_page_on_ones_own_model_works(tiny, tmp_path, capsys):
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
     result = call(tmp_path / "own_mnist.py", "--load-model", "both.pt", "--predict", ROOT / "docs" / "seven.jpg")
     command = f"{tmp_path}/own_mnist.py {' '.join(map(str, flags))} --epochs 1"
-    (row,) = compare.main(["--seeds", "2", "--log", str(tmp_path / "c.jsonl"), command])
-    assert (row["name"], row["seeds"]) == ("both-ways", 2)
+    (row,) = compare.main(["--seeds", "1", "--log", str(tmp_path / "c.jsonl"), command])
+    assert (row["name"], row["seeds"]) == ("both-ways", 1)
     capsys.readouterr()
 
 
