@@ -82,8 +82,7 @@ def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tens
     from torchvision import datasets
 
     kind = getattr(datasets, DATASETS[name])
-    new = not Path(root, kind.__name__).exists()  # what is there in part is not completed
-    return [(part.data, part.targets) for part in (kind(root, train, download=new) for train in (True, False))]
+    return [(part.data, part.targets) for part in (kind(root, train, download=True) for train in (True, False))]
 
 
 def loaders(args, transform=None) -> tuple[Loader, Loader]:
