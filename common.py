@@ -288,8 +288,9 @@ def parse(p: argparse.ArgumentParser, argv, recipes: dict) -> argparse.Namespace
     args, unknown = p.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0].replace("_", "-")
-        near = difflib.get_close_matches(name, re.findall("--[a-z0-9-]+", p.format_help()), 1)
-        p.error(f"there is no {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        flags = dict.fromkeys(re.findall("--[a-z0-9-]+", p.format_usage()))
+        near = [flag for flag in flags if flag.startswith(name)] or difflib.get_close_matches(name, flags, 1, 0.7)
+        p.error(f"there is no {unknown[0]}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
     needing = [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["torchrun"] * (WORLD > 1)
     if needing:
         if not SUPPORT:

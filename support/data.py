@@ -2,10 +2,12 @@
 
 import contextlib
 import gzip
+import math
 import re
 import shutil
 import sys
 import tempfile
+import textwrap
 import zlib
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import numpy as np
 import torch
 
 NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-LIKE_DATA = re.compile(r"ubyte|mnist|^(train|test)\w*\.|\.npz$", re.IGNORECASE)
+LIKE_DATA = re.compile(r"ubyte|mnist.*\.|^(train|test)\w*\.|\.(npz|parquet|zip)$", re.IGNORECASE)
+SETS = {"MNIST", "FashionMNIST", "KMNIST", "EMNIST", "QMNIST"}  # torchvision's folders, which can lie side by side
 TYPES = {b"\0\0\x0b": "int16", b"\0\0\x0c": "int32", b"\0\0\x0d": "float32"}  # how IDX files of other numbers begin
 
 
@@ -54,11 +57,14 @@ def diagnose(root: Path, folder: str) -> str:
     """What to do about a set that is elsewhere, of another form or in part there; "" where nothing like it is."""
     here, raw = root.resolve(), root / folder / "raw"
     above = [place for place in here.parents[:2] if here in (place / folder, place / folder / "raw")]
-    below = [place for place in sorted(root.glob("*")) if find(place / folder / "raw", NAMES[0])]
+    below = [place for at in ("*", "*/*") for place in sorted(root.glob(at)) if find(place / folder / "raw", NAMES[0])]
     if above or below:
         return f"give --data-dir {[*above, *below][0]}"
-    found = [f.name for f in [root, *root.glob("*")] if LIKE_DATA.search(f.name) and (f.is_file() or "ubyte" in f.name)]
-    found += [str(file.relative_to(root)) for file in (root / folder).rglob("*") if file.is_file()]
+    if root.is_file():
+        return f"--data-dir takes a folder, and {root} is a file"
+    files = [file for at in ("*", "*/*", "*/*/*") for file in root.glob(at) if file.is_file()]
+    files = [file for file in files if folder in file.relative_to(root).parts or LIKE_DATA.search(file.name)]
+    found = [str(file.relative_to(root)) for file in files if not (SETS - {folder}) & {*file.relative_to(root).parts}]
     what = f"put the four files of {folder} into {raw}"
     return f"{what} ({root} holds {', '.join(sorted(found)[:4])})" if found else what * (root / folder).exists()
 
@@ -71,7 +77,9 @@ def read_idx(file: Path) -> torch.Tensor:
             data = np.frombuffer(bytearray(gzip.decompress(data)), np.uint8)
         if (begin := data[:3].tobytes()) != b"\0\0\x08" or len(data) < 4:
             raise ValueError(f"it is not an IDX file of bytes, but {TYPES.get(begin, 'something else')}")
-        start = 4 + 4 * data[3]
+        start = 4 + 4 * int(data[3])
+        if (size := math.prod(data[4:start].view(">u4").tolist()) + start) != len(data):
+            raise ValueError(f"it has {len(data)} bytes instead of {size}")
         return torch.from_numpy(data[start:].reshape(data[4:start].view(">u4")))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -89,6 +97,7 @@ def download(root: Path, folder: str) -> None:
             if not (root / folder).exists():  # another process may have been faster
                 shutil.move(Path(place, folder), root / folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no mirror has it
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 250, placeholder=" …")
         four = f"put its four files into {root / folder / 'raw'}"
-        raise SystemExit(f"{root / folder}: is missing and cannot be downloaded ({reason}); {four}") from None
+        what = root / folder if root.exists() else root
+        raise SystemExit(f"{what}: does not exist, and {folder} cannot be downloaded ({reason}); {four}") from None

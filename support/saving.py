@@ -133,6 +133,8 @@ def foreign(data: bytes) -> str | None:
     names = zipfile.ZipFile(io.BytesIO(data)).namelist() if data.startswith(b"PK") else []
     kinds = {
         "empty": not data,
+        "a web page": data.lstrip()[:1] == b"<",
+        "a Git LFS pointer": data.startswith(b"version https://git-lfs"),
         "an HDF5 file": data.startswith(b"\x89HDF"),
         "a safetensors file": data[8:10] == b'{"',
         "an ONNX file": data[:1] == b"\x08" and b"pytorch" in data[:100],
@@ -182,7 +184,7 @@ def with_settings(p, argv: list[str], recipes) -> list[str]:
     p.set_defaults(**{name: settings[name] for name in ["recipe"] if name in settings})
     args = p.parse_args(argv)
     own = [flag(name, settings[name]) for name in [*MODEL[1:], "dataset"] if name in settings and name in args]
-    for name in MODEL:
+    for name in [*MODEL, *["dataset"] * bool(args.predict)]:
         if (value := getattr(p.parse_args([*own, *argv]), name, None)) != settings.get(name, value):
             p.error(f"{flag(name, value)}: {path} was trained with {flag(name, settings[name])}; leave the flag out")
     return [*own, *argv]
@@ -199,15 +201,23 @@ def load_model(path: Path, model: torch.nn.Module) -> int:
 
     The prefixes that DistributedDataParallel, torch.compile, Lightning and the like give to names are taken off.
     """
-    state, _ = read_model(path)
-    expected = model.state_dict().keys()
+    state, settings = read_model(path)
+    expected = model.state_dict()
     for prefix in 2 * ("module.", "_orig_mod.", "model."):
-        if not state.keys() & expected:
+        if not state.keys() & expected.keys():
             consume_prefix_in_state_dict_if_present(state, prefix)
     known = {name.split(".")[0] for name in state} & {"fc1", "lstm", "rnn", "rows"}
-    other = f"it has {', '.join(list(state)[:2])} …, this model {', '.join(list(expected)[:2])} …"
-    with one_line(path, "use the script and the flags that it was trained with" if known else other):
+    remedy = f"it has {', '.join(list(state)[:2])} …, this model {', '.join(list(expected)[:2])} …"
+    if known:
+        same = state.keys() == expected.keys()
+        remedy = "use the script and the flags that it was trained with" + f" ({remedy})" * (not same)
+    with one_line(path, remedy):
+        for name in state.keys() & expected.keys():
+            if expected[name].is_floating_point() > state[name].is_floating_point():
+                raise ValueError(f"{name} has {state[name].dtype} values")
         model.load_state_dict(state)
+    if not settings:
+        print(f"{path}: does not say how it was trained; --recipe and --normalize have to fit", file=sys.stderr)
     return zlib.crc32(path.read_bytes())
 
 
@@ -232,7 +242,7 @@ def resume(args, state: dict) -> list[dict]:
     saved = read(args.checkpoint, "name another --checkpoint file, or remove this one to start anew")
     with one_line(args.checkpoint, "use the same settings, or another --checkpoint file"):
         if not isinstance(saved, dict) or saved.keys() != CHECKPOINT:
-            raise ValueError("is not a checkpoint of this version")
+            raise ValueError("is not a checkpoint of this version (--load-model takes model files)")
         settings, history, own = saved["settings"], saved["history"], args.settings
         moved = any(settings[name] != own[name] for name in ("device", "processes"))  # where these defaults differ
         free = {"run", "device", "processes"} | ({"parts", "bf16"} if moved else set())
@@ -240,7 +250,7 @@ def resume(args, state: dict) -> list[dict]:
             if (was := settings.get(name)) != (now := own.get(name)):
                 if name in ("parts", "bf16"):  # their defaults are the machine's
                     raise SystemExit(f"{args.checkpoint}: {name} was {was}, now {now}; add {flag(name, was)}")
-                raise ValueError(f"{name} was {was}, now {now}")
+                raise ValueError("has other images or labels" if name == "data" else f"{name} was {was}, now {now}")
         restore(state, saved["state"])
     own["run"], done = settings["run"], len(history)
     how = f"resuming after epoch {done - 1}" if done < args.epochs else f"complete, {done} epochs"

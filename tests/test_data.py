@@ -219,18 +219,21 @@ def without_test_files(tiny, root):
 MISPLACED = {
     "flat": (placed("."), "", "put the four files of MNIST into ROOT/MNIST/raw (ROOT holds t10k-images-idx3-ubyte, "),
     "flat, Kaggle's": (placed(".", dotted), "", "(ROOT holds t10k-images.idx3-ubyte, "),
-    "flat, in folders": (placed(".", nested=True), "", "(ROOT holds t10k-images-idx3-ubyte, "),
+    "flat, in folders": (placed(".", nested=True), "", "(ROOT holds t10k-images-idx3-ubyte/t10k-images-idx3-ubyte, "),
     "without raw": (placed("MNIST"), "", "MNIST into ROOT/MNIST/raw (ROOT holds MNIST/t10k-images-idx3-ubyte, "),
     "one level too deep": (placed("MNIST/raw"), "MNIST", "give --data-dir ROOT"),
     "two levels too deep": (placed("MNIST/raw"), "MNIST/raw", "give --data-dir ROOT"),
     "one level too shallow": (placed("sets/MNIST/raw"), "", "give --data-dir ROOT/sets"),
+    "two levels too shallow": (placed("a/b/MNIST/raw"), "", "give --data-dir ROOT/a/b"),
+    "in small letters": (placed("mnist/raw"), "", "(ROOT holds mnist/raw/t10k-images-idx3-ubyte, "),
+    "without MNIST": (placed("raw"), "", "(ROOT holds raw/t10k-images-idx3-ubyte, "),
     "old torchvision's": (old_torchvision, "", "(ROOT holds MNIST/processed/training.pt)"),
     "training files alone": (without_test_files, "", "ROOT/MNIST/raw/t10k-images-idx3-ubyte: is missing; put the four"),
     "an archive of arrays": (lambda _, root: (root / "mnist.npz").touch(), "", "(ROOT holds mnist.npz)"),
     "that archive itself": (
         lambda _, root: (root / "mnist.npz").touch(),
         "mnist.npz",
-        "(ROOT/mnist.npz holds mnist.npz)",
+        "takes a folder, and ROOT/mnist.npz is a file",
     ),
     "tables": (lambda _, root: (root / "train.csv").touch(), "", "(ROOT holds train.csv)"),
 }

@@ -51,7 +51,9 @@ def test_the_data_set_of_a_file_is_the_default_and_can_be_changed(tiny, tmp_path
     file = tmp_path / "m.pth"
     (tmp_path / "FashionMNIST").symlink_to(tiny / "MNIST")
     train("mlp", tmp_path, "--dataset", "fashion-mnist", "--epochs", 1, "--save-model", file)
-    mlp_mnist.main(["--load-model", str(file), "--predict", str(ROOT / "docs" / "seven.jpg")])
+    predict = ["--load-model", str(file), "--predict", str(ROOT / "docs" / "seven.jpg")]
+    refused(mlp_mnist.main, [*predict, "--dataset", "mnist"], capsys)
+    mlp_mnist.main(predict)
     assert re.search(r"jpg: [A-Z]\w+.* \(0\.", capsys.readouterr().out)
     train("mlp", tiny, "--dataset", "mnist", "--epochs", 1, "--load-model", file)
 
@@ -124,6 +126,7 @@ def test_a_foreign_form_loads(name, tiny, tmp_path, capsys):
     state = lstm_mnist.LastHidden(28, 64, 1, 10).state_dict()
     torch.save(FORMS[name](state), tmp_path / "m.pth")
     model, _ = train("last-hidden", tiny, "--epochs", 0, "--load-model", tmp_path / "m.pth")
+    assert capsys.readouterr().err.count(": does not say how it was trained; --recipe and --normalize have to fit") == 1
     for key, each in model.state_dict().items():
         torch.testing.assert_close(each, state[key], rtol=0.01, atol=0.001)
 
@@ -141,6 +144,8 @@ FOREIGN = {
         b'\x40\0\0\0\0\0\0\0{"fc1.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
         "is a safetensors file",
     ),
+    "a web page": (b"<!DOCTYPE html><html></html>", "is a web page"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
     "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x05", "is an ONNX file"),
 }
 
@@ -174,5 +179,11 @@ def test_flags_are_advised_only_where_they_can_help(tiny, tmp_path, capsys):
     torch.save(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Linear(3, 10)).state_dict(), tmp_path / "other.pth")
     _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "ours.pth"], capsys)
     assert line.endswith("; use the script and the flags that it was trained with\n")
+    torch.save(lstm_mnist.LastHidden(28, 9, 1, 10).state_dict(), tmp_path / "rnn.pth")
+    _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "rnn.pth"], capsys)
+    assert "trained with (it has rnn.weight_ih_l0, rnn.weight_hh_l0 …, this model lstm.weight_ih_l0, " in line
+    torch.save({n: x.char() for n, x in lstm_mnist.BatchFirst(28, 128, 2, 10).state_dict().items()}, tmp_path / "i.pth")
+    _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "i.pth"], capsys)
+    assert "has torch.int8 values" in line
     _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "other.pth"], capsys)
     assert line.endswith("; it has 0.weight, 0.bias …, this model lstm.weight_ih_l0, lstm.weight_hh_l0 …\n")

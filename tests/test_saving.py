@@ -147,7 +147,7 @@ def test_a_checkpoint_of_other_settings_data_or_start(tiny, small, tmp_path, cap
         (["--batch-size", 51], "batch_size was 50, now 51"),
         (["--recipe", "sgd"], "recipe was last-hidden, now sgd"),
         (["--cell", "gru"], "cell was lstm, now gru"),
-        (["--data-dir", small], "data was "),
+        (["--data-dir", small], "other images or labels"),
         (["--hold-out", 50], "hold_out was 0, now 50"),
         (["--load-model", model], "load_model was None, now "),
     ):
