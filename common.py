@@ -298,7 +298,7 @@ def parse(p: argparse.ArgumentParser, argv, recipes: dict) -> argparse.Namespace
         from support import saving
 
         argv = saving.with_settings(p, argv, recipes)
-    args = p.parse_args(argv)
+        args = p.parse_args(argv)
     recipe = recipes[args.recipe]
     p.set_defaults(**(recipe(args) if callable(recipe) else recipe))
     args = p.parse_args(argv)

@@ -46,10 +46,8 @@ def read(root: Path, folder: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def find(raw: Path, name: str) -> Path | None:
     """The file of this name, packed or not, also as Kaggle names it: with a dot, or in a folder of the same name."""
-    dotted = name.replace("-idx", ".idx")
-    files = (
-        raw / file for file in (name, f"{name}.gz", dotted, f"{dotted}.gz", f"{name}/{name}", f"{dotted}/{dotted}")
-    )
+    names = name, name.replace("-idx", ".idx")
+    files = (raw / file for each in names for file in (each, f"{each}.gz", f"{each}/{each}"))
     return next((file for file in files if file.is_file()), None)
 
 

@@ -179,14 +179,17 @@ def with_settings(p, argv: list[str], recipes) -> list[str]:
     if not path or not path.exists():
         return argv
     _, settings = read_model(path)
-    if settings.get("recipe", p.get_default("recipe")) not in recipes:
-        p.error(f"{path} is a model of {settings.get('script')}, recipe {settings['recipe']}; use that script")
-    p.set_defaults(**{name: settings[name] for name in ["recipe"] if name in settings})
+    recipe = settings.get("recipe", p.get_default("recipe"))
+    if recipe not in recipes:
+        p.error(f"{path} is a model of {settings.get('script')}, recipe {recipe}; use that script")
+    p.set_defaults(recipe=recipe)
     args = p.parse_args(argv)
     own = [flag(name, settings[name]) for name in [*MODEL[1:], "dataset"] if name in settings and name in args]
+    given = vars(p.parse_args([*own, *argv]))
     for name in [*MODEL, *["dataset"] * bool(args.predict)]:
-        if (value := getattr(p.parse_args([*own, *argv]), name, None)) != settings.get(name, value):
-            p.error(f"{flag(name, value)}: {path} was trained with {flag(name, settings[name])}; leave the flag out")
+        if name in settings and given.get(name) != settings[name]:
+            now, was = flag(name, given.get(name)), flag(name, settings[name])
+            p.error(f"{now}: {path} was trained with {was}; leave the flag out")
     return [*own, *argv]
 
 
@@ -289,9 +292,7 @@ def save(path: Path, content, settings: dict | None = None) -> None:
     torch.save(content, buffer)
     if settings:
         with zipfile.ZipFile(buffer, "a") as file:
-            file.writestr(
-                zipfile.ZipInfo(SETTINGS), json.dumps(settings)
-            )  # without a date: the same run, the same file
+            file.writestr(zipfile.ZipInfo(SETTINGS), json.dumps(settings))  # without a date, as torch's entries
     write(path, buffer.getvalue())
 
 
