@@ -1,15 +1,10 @@
 """What a script needs to train: data loaders, a batch in parts, lines per epoch, flags. Some flags need support/."""
 
 import argparse
-import builtins
 import contextlib
-import ctypes
-import difflib
 import functools
 import math
 import os
-import re
-import shlex
 import signal
 import sys
 import time
@@ -27,12 +22,10 @@ DATASETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 KANA = ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]
 CLASSES = {"mnist": [*"0123456789"], "fashion-mnist": CLOTHES, "kmnist": KANA}
-FUSED, FOREACH = {"fused": True}, {"foreach": True}  # the variant of each optimizer with the fewest kernels
-OPTIMIZERS = {"SGD": FUSED, "Adam": FUSED, "AdamW": FUSED, "Adadelta": FOREACH, "RMSprop": FOREACH}
+OPTIMIZERS = {"SGD": "fused", "Adam": "fused", "AdamW": "fused", "Adadelta": "foreach", "RMSprop": "foreach"}
 FILES = ["save_model", "load_model", "checkpoint", "log", "plot", "predict"]
 UNLOGGED = {*FILES, "epochs", "log_interval", "opening", "running", "closing", "model", "data_dir", "saving", "classes"}
 DATA_DIR, SUPPORT = Path(__file__).with_name("data"), Path(__file__).with_name("support").exists()
-NOTEBOOK = hasattr(builtins, "__IPYTHON__")
 WORLD = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1  # processes under torchrun
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 CORES = max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of this process
@@ -73,7 +66,7 @@ def to_float(images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
 def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Training and test set of a torchvision root: bytes `(N, 28, 28)` and int64 labels `(N,)` each.
 
-    Raises SystemExit with one line where a file is missing or wrong. Without support/ torchvision reads the files.
+    Raises SystemExit with one line where a file is missing or wrong. Without support/ torchvision reads them.
     """
     if SUPPORT:
         from support import data
@@ -102,9 +95,8 @@ def loaders(args, transform=None) -> tuple[Loader, Loader]:
 class Parallel(nn.Module):
     """The same model and weights, each batch computed in parts: side by side, or without support/ one after another.
 
-    Evaluation takes parts of about 125 images where that gives more. Models that draw random numbers, have buffers or
-    batch norm, or several outputs, get their batches whole, so that their mathematics stays. `bf16`: trained in
-    bfloat16, outputs in float32. Raises SystemExit with one line where the device has no bfloat16 for the model.
+    Evaluation takes parts of about 125 images. Models with random numbers, buffers, batch norm or several outputs get
+    whole batches, which keeps their mathematics. `bf16`: train in bfloat16; SystemExit where the device has none.
     """
 
     def __init__(self, model, parts=CORES, bf16=False):
@@ -113,10 +105,9 @@ class Parallel(nn.Module):
         kinds = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
         drawing = any(isinstance(layer, kinds) or getattr(layer, "dropout", 0) for layer in model.modules())
         self.whole = drawing or next(model.buffers(), None) is not None
-        recurrent = (nn.LSTM, nn.GRU, nn.RNN) if kind == "cuda" else (nn.LSTM,)  # which cuDNN computes in float16
-        recurrent = bf16 and any(type(layer) in recurrent for layer in model.modules())
+        recurrent = bf16 and any(type(layer) in (nn.LSTM, nn.GRU, nn.RNN) for layer in model.modules())
         if recurrent and (kind == "cuda" or not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-            raise SystemExit(f"--bf16: torch has no bfloat16 for this model on this {kind}; leave it out")
+            raise SystemExit(f"--bf16: torch has no bfloat16 for recurrent layers on this {kind}; leave it out")
         self.together = lambda compute, _, x, n: torch.cat([compute(part) for part in x.tensor_split(n)[::-1]][::-1])
         if SUPPORT:
             from support.parallel import SideBySide
@@ -138,7 +129,6 @@ class Parallel(nn.Module):
         return self.compute(images)
 
     def compute(self, images):
-        """The model's outputs for a part."""
         if not self.bf16:
             return self.model(images)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.training):
@@ -164,11 +154,6 @@ def session(args, state: dict, *loaders: Loader):
         where = where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where
         data = f"{' + '.join(f'{len(loader.labels):,}' for loader in loaders)} images of {where}"
         say(f"{args.recipe}: {kind}, {size:,} parameters, {how}, {args.device}, seed {args.seed}, {data}")
-        # glibc would give the megabytes that oneDNN's LSTM frees at each call back to the kernel, and the next step
-        # would fault every page in again: up to 1.3 times as long (benchmarks/set_up.py, n = 3, torch 2.14).
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-            if (mallopt := ctypes.CDLL(None).mallopt)(-3, 32 << 20):  # M_MMAP_THRESHOLD; 32 MiB is the most
-                mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # small products take longer, and vary more, when cores share them
         yield history
@@ -176,21 +161,20 @@ def session(args, state: dict, *loaders: Loader):
 
 def progress(args, epoch: int, steps: int, first_batch=None):
     """What `train` calls after a step to move the bar and print a line, or None; `first_batch()` is for that line."""
-    names, step = dict(epoch=epoch, number=epoch + 1, epochs=args.epochs), 0
+    names = dict(epoch=epoch, number=epoch + 1, epochs=args.epochs, step=-1)
     say(args.opening.format(**names), end="")
-    hidden = False if NOTEBOOK else None  # None: shown on a terminal
+    hidden = False if "ipykernel" in sys.modules else None  # None: shown on a terminal
     bar = tqdm(total=steps, desc=f"Epoch {epoch}", leave=False, mininterval=1, disable=hidden)
 
     def after_step(total, correct, count):
-        nonlocal step
-        step += 1
+        names["step"] += 1
         if bar.update():  # true if it was redrawn
             bar.set_postfix_str(f"loss {total / count:.4f}, acc {correct / count:.4f}")
-        if args.log_interval and step % args.log_interval == 0:
+        if args.log_interval and (names["step"] + 1) % args.log_interval == 0:
             bar.clear()
             scores = dict(loss=total / count, acc=correct / count, first_batch=first_batch and first_batch())
-            say(args.running.format(step=step - 1, **scores, **names))
-        if step == steps:
+            say(args.running.format(**scores, **names))
+        if names["step"] + 1 == steps:
             bar.close()
 
     return None if bar.disable and not args.log_interval else after_step
@@ -239,16 +223,12 @@ def at_least(least: float, kind: type = int, most: float = 2**31 - 1):
     return number
 
 
-def path(text: str) -> Path:
-    """An argparse type: a path, with the home folder for `~`."""
-    return Path(text).expanduser()
-
-
 def parser(script: str, doc: str) -> argparse.ArgumentParser:
     """A parser with the flags that all scripts share, for a script's `__file__` and `__doc__`; errors are one line."""
     style, switch = argparse.RawDescriptionHelpFormatter, argparse.BooleanOptionalAction
     p = argparse.ArgumentParser(Path(script).name, description=doc, formatter_class=style, allow_abbrev=False)
     p.error = lambda message: p.exit(2, f"{p.prog}: {message} (--help lists the flags)\n")
+    p.register("type", Path, lambda text: Path(text).expanduser())  # ~ is the home folder
     running = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # as in the `batch-first` tutorial
     p.set_defaults(script=p.prog, parts=None, saving=None, opening="", running=running, closing="")
     add, count, natural = p.add_argument, at_least(1), at_least(0)
@@ -260,18 +240,18 @@ def parser(script: str, doc: str) -> argparse.ArgumentParser:
     add("--seed", type=at_least(0, int, 2**63 - 1), default=1, metavar="S", help="random seed (default: 1)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps, xpu, or auto: any accelerator (default)")
     add("--dataset", choices=DATASETS, default="mnist", help="default: mnist; the others are downloaded once")
-    add("--data-dir", type=path, default=DATA_DIR, metavar="DIR", help="holds MNIST/raw/ (default: the scripts' data/)")
+    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="holds MNIST/raw/ (default: the scripts' data/)")
     add("--hold-out", type=natural, default=0, metavar="N", help="test on the last N training images instead")
     add("--normalize", action=switch, default=False, help="pixels from -1 to 1 instead of 0 to 1")
     add("--bf16", action=switch, default=False, help="train in bfloat16")
     add("--dry-run", action="store_true", help="one batch of training, one of test")
     add("--log-interval", type=natural, default=0, metavar="N", help="print progress every N steps; 0: never")
-    add("--save-model", type=path, metavar="FILE", help="write the trained state_dict")
-    add("--load-model", type=path, metavar="FILE", help="start from these weights; with --epochs 0, evaluate them")
-    add("--checkpoint", type=path, metavar="FILE", help="saved after each epoch; the same command resumes from it")
-    add("--log", type=path, metavar="FILE", help="append one JSON object per epoch")
-    add("--plot", type=path, metavar="DIR", help="write figures to DIR")
-    add("--predict", type=path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
+    add("--save-model", type=Path, metavar="FILE", help="write the trained state_dict")
+    add("--load-model", type=Path, metavar="FILE", help="start from these weights; with --epochs 0, evaluate them")
+    add("--checkpoint", type=Path, metavar="FILE", help="saved after each epoch; the same command resumes from it")
+    add("--log", type=Path, metavar="FILE", help="append one JSON object per epoch")
+    add("--plot", type=Path, metavar="DIR", help="write figures to DIR")
+    add("--predict", type=Path, nargs="+", metavar="IMAGE", help="with --load-model: name the digit in each picture")
     return p
 
 
@@ -279,38 +259,22 @@ def parse(p: argparse.ArgumentParser, argv, recipes: dict) -> argparse.Namespace
     """The settings of a recipe, each overridden by its flag; SystemExit(2) with one line for a bad flag.
 
     `recipes` is `{name: settings}`, or `{name: function of the flags that returns settings}`; the first is the default.
-    `argv` is a list of words or one string; None means the command line's flags, or none in a notebook.
     """
-    if argv is None:  # a notebook's kernel has flags of its own
-        argv = [] if NOTEBOOK and Path(sys.argv[0]).name != p.prog else sys.argv[1:]
-    argv = shlex.split(argv) if isinstance(argv, str) else [str(word) for word in argv]
     p.set_defaults(recipe=next(iter(recipes)))
-    args, unknown = p.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].split("=")[0].replace("_", "-")
-        flags = dict.fromkeys(re.findall("--[a-z0-9-]+", p.format_usage()))
-        near = [flag for flag in flags if flag.startswith(name)] or difflib.get_close_matches(name, flags, 1, 0.7)
-        p.error(f"there is no {unknown[0]}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    needing = [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["torchrun"] * (WORLD > 1)
-    if needing:
-        if not SUPPORT:
-            p.error(f"--{needing[0].replace('_', '-')} needs the folder support/ beside common.py; copy it, too")
-        from support import saving
+    if SUPPORT:
+        from support import flags
 
-        argv = saving.with_settings(p, argv, recipes)
-        args = p.parse_args(argv)
+        argv = flags.words(p, argv, recipes)
+    args = p.parse_args(argv)
     recipe = recipes[args.recipe]
     p.set_defaults(**(recipe(args) if callable(recipe) else recipe))
     args = p.parse_args(argv)
-    if needing:
-        saving.check_flags(p, args)
-        args.saving = saving  # what writes the files, and holds the processes together
-    try:
-        auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        args.device = torch.device(auto if args.device == "auto" else args.device)
-        torch.ones(1, device=args.device).item()
-    except Exception:  # each kind of device has its own way to say that it is not there
-        p.error(f"--device {args.device} is not available on this machine; use auto or cpu")
+    if SUPPORT:
+        flags.check(p, args)
+    elif needing := [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["torchrun"] * (WORLD > 1):
+        p.error(f"--{needing[0].replace('_', '-')} needs the folder support/ beside common.py; copy it, too")
+    auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    args.device = torch.device(auto if args.device == "auto" else args.device)
     args.epochs = min(args.epochs, 1) if args.dry_run else args.epochs
     most = args.batch_size // WORLD // 16 if args.device.type == "cpu" else 1
     args.parts, args.classes = max(1, min(args.parts or CORES, most)), CLASSES[args.dataset]
@@ -332,7 +296,5 @@ def run(main, flag: str = "--checkpoint") -> None:
         kept = any(word.startswith(flag) for word in sys.argv)
         print("interrupted;", "the same command resumes" if kept else f"nothing was saved ({flag})", file=sys.stderr)
         sys.exit(128 + error.args[0])
-    except ModuleNotFoundError as error:  # of what a flag needs
-        sys.exit(f"{error.name} is missing: pip install -r requirements.txt")
     except BrokenPipeError:
         os._exit(141)  # sys.exit would flush once more

@@ -165,8 +165,8 @@ def main(argv=None):
         return predict.main(args, model)
     train_loader, test_loader = common.loaders(args)  # MNIST's batches, on args.device; those for training shuffled
     criterion = nn.CrossEntropyLoss()
-    fewest_kernels = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update, faster
-    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **fewest_kernels)
+    variant = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update in fewer kernels
+    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **{variant: True})
     state = dict(model=model, optimizer=optimizer, order=train_loader.generator)  # what --checkpoint saves
     net = Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores
 

@@ -86,8 +86,8 @@ def main(argv=None):
         return predict.main(args, model)
     train_loader, test_loader = common.loaders(args)  # MNIST's batches, on args.device; those for training shuffled
     criterion = nn.CrossEntropyLoss()
-    fewest_kernels = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update, faster
-    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **fewest_kernels)
+    variant = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update in fewer kernels
+    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **{variant: True})
     state = dict(model=model, optimizer=optimizer, order=train_loader.generator)  # what --checkpoint saves
     # The same weights, computed in bfloat16 or over torchrun's processes
     net = Parallel(model, 1, args.bf16) if args.bf16 or common.WORLD > 1 else model

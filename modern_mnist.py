@@ -125,9 +125,7 @@ def test(model, loader, criterion):
     return float(total) / count, float(correct) / count
 
 
-RECIPE = dict(
-    optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15,
-)  # fmt: skip
+RECIPE = dict(optimizer="AdamW", test_batch_size=1000, epochs=8, windows=False, smoothing=0.05, average=15)
 # From that number of epochs on; chosen on held-out training images
 LENGTHS = {
     1: dict(hidden=64, layers=1, lines=4, batch_size=256, lr=0.02, distortion=0.0),
@@ -176,8 +174,8 @@ def main(argv=None):
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     average.module.to(args.device)  # puts the copied weights of an LSTM into the one block that cuDNN wants
     smoothed, criterion = nn.CrossEntropyLoss(label_smoothing=args.smoothing), nn.CrossEntropyLoss()
-    fewest_kernels = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update, faster
-    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **fewest_kernels)
+    variant = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update in fewer kernels
+    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **{variant: True})
     # One cycle, linearly up for a fifth of the steps, then linearly down to 0
     scheduler = LambdaLR(optimizer, lambda step: min(5 * (step + 1) / steps, 1.25 * (1 - step / steps), 1.0))
     state = dict(model=model, optimizer=optimizer, scheduler=scheduler, average=average, order=train_loader.generator)

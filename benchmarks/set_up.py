@@ -1,4 +1,4 @@
-"""What two lines of common.session bring and cost: glibc keeps what is freed (mallopt).
+"""What two lines of support/parallel.py bring and cost: glibc keeps what is freed (mallopt).
 
 python benchmarks/set_up.py                            # three rounds of the two larger LSTMs
 python benchmarks/set_up.py --preload /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4     # another allocator beside
@@ -20,13 +20,15 @@ from pathlib import Path
 from machine import COUNT, ROOT, machine
 from speed import cell, common, lstm_mnist, write_part
 
+from support import parallel
+
 EPOCHS = 6
 
 
 def run(name: str, folder: str, as_it_is: bool) -> dict:
     """Seconds of the middle epoch, page faults per epoch and peak MiB of this process, with mallopt or without."""
     if not as_it_is:
-        common.ctypes = None  # as with another C library
+        parallel.ctypes = None  # as with another C library
     faults, end_epoch = [], common.end_epoch
 
     def counting(*args):

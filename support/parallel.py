@@ -1,5 +1,7 @@
 """A batch's parts side by side: on threads, and under torchrun over its processes."""
 
+import contextlib
+import ctypes
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +26,11 @@ class SideBySide:
     def __init__(self, threads: int):
         self.threads = threads  # the caller's is one of them
         self.pool = ThreadPoolExecutor(max(1, threads - 1), initializer=torch.set_num_threads, initargs=(1,))
+        # glibc would give the megabytes that oneDNN's LSTM frees at each call back to the kernel, and the next step
+        # would fault every page in again: up to 1.3 times as long (benchmarks/set_up.py, n = 3, torch 2.14).
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+            if (mallopt := ctypes.CDLL(None).mallopt)(-3, 32 << 20):  # M_MMAP_THRESHOLD; 32 MiB is the most
+                mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
 
     def __call__(self, compute, parameters, images, count: int) -> torch.Tensor:
         """What `compute` returns for images `(B, 1, 28, 28)`, from `count` parts, with gradients of the parameters."""

@@ -34,32 +34,9 @@ SCORES = {  # of an epoch: what a reader calls it, and the factor to the unit in
     "valid_acc": ("test accuracy, %", 100),
     "seconds": ("s per epoch", 1),
 }
-PICTURES = ["samples.png", "curves.png", "confusion.png", "mistakes.png", "predictions.png"]
 CHECKPOINT = {"state", "settings", "history"}  # what a checkpoint has
-MODEL = ["recipe", "cell", "hidden", "layers", "lines", "windows", "normalize"]  # the settings that a model needs
 SETTINGS = "archive/settings.json"  # within torch's own folder of the zip, where torch.load ignores it
 FIRST = ["script", "recipe", "dry_run", "total_epochs"]  # the settings that others follow from
-
-
-def check_flags(p, args) -> None:
-    """Refuse flags that contradict each other, with status 2 and one line."""
-    named = {}
-    for name in ("load_model", "save_model", "checkpoint", "log"):
-        if path := getattr(args, name):
-            flag, target = f"--{name.replace('_', '-')}", os.path.realpath(path)
-            if args.predict and name != "load_model":
-                p.error(f"--predict trains nothing: leave out {flag}")
-            if named.setdefault(target, flag) != flag:
-                p.error(f"{named[target]} and {flag} both name {path}; give each a file of its own")
-    for picture in PICTURES if args.plot else ():
-        if flag := named.get(os.path.realpath(args.plot / picture)):
-            p.error(f"{flag} and --plot both name {args.plot / picture}; give each a file of its own")
-    if args.predict and not args.load_model:
-        p.error("--predict needs --load-model FILE, the trained model")
-    if SEVERAL:
-        from support import processes
-
-        processes.check_flags(p, args)
 
 
 @contextlib.contextmanager
@@ -171,26 +148,6 @@ def read_model(path: Path) -> tuple[dict, dict]:
     (state,) = tensors.values()
     state.pop("n_averaged", None)
     return state, settings
-
-
-def with_settings(p, argv: list[str], recipes) -> list[str]:
-    """`argv` behind flags for the settings of its `--load-model` file; one line, status 2 where it contradicts them."""
-    path = p.parse_args(argv).load_model
-    if not path or not path.exists():
-        return argv
-    _, settings = read_model(path)
-    recipe = settings.get("recipe", p.get_default("recipe"))
-    if recipe not in recipes:
-        p.error(f"{path} is a model of {settings.get('script')}, recipe {recipe}; use that script")
-    p.set_defaults(recipe=recipe)
-    args = p.parse_args(argv)
-    own = [flag(name, settings[name]) for name in [*MODEL[1:], "dataset"] if name in settings and name in args]
-    given = vars(p.parse_args([*own, *argv]))
-    for name in [*MODEL, *["dataset"] * bool(args.predict)]:
-        if name in settings and given.get(name) != settings[name]:
-            now, was = flag(name, given.get(name)), flag(name, settings[name])
-            p.error(f"{now}: {path} was trained with {was}; leave the flag out")
-    return [*own, *argv]
 
 
 def flag(name: str, value) -> str:

@@ -159,16 +159,6 @@ def test_a_missing_package_is_one_line(missing, tmp_path):
     assert result.returncode == 1
 
 
-def test_a_package_that_a_flag_needs_is_named(monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-
-    def main():
-        raise ModuleNotFoundError(name="PIL")
-
-    with pytest.raises(SystemExit, match="^PIL is missing: pip install -r requirements.txt$"):
-        common.run(main)
-
-
 def test_another_common_on_the_path_is_named(tmp_path, monkeypatch):
     (tmp_path / "common.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)

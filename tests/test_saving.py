@@ -394,11 +394,3 @@ def test_what_is_no_log_is_not_appended_to(tiny, tmp_path, capsys):
     status, line = refused(mlp_mnist.main, ["--data-dir", tiny, "--epochs", "1", "--log", log], capsys)
     assert (status, log.read_text()) == (1, "# notes")
     assert f"{log}: is not a log" in line
-
-
-def test_a_model_is_not_named_as_a_picture(tiny, tmp_path, capsys):
-    argv = ["--data-dir", tiny, "--plot", tmp_path, "--save-model", tmp_path / "curves.png"]
-    status, line = refused(mlp_mnist.main, argv, capsys)
-    assert status == 2
-    assert "--plot" in line
-    assert list(tmp_path.iterdir()) == []
