@@ -112,13 +112,14 @@ def main():
         row = [name]
         for side, moment, *_ in columns:
             results = steps[name, side, moment]
-            median, longest = statistics.median(r["median"] for r in results), max(r["longest"] for r in results)
-            row.append(f"{middle[side, moment]:.1f} / {median:.1f} / {longest:.0f}")
+            means, median = [r["mean"] for r in results], statistics.median(r["median"] for r in results)
+            span = f"({min(means):.1f} to {max(means):.1f})"
+            row.append(f"{middle[side, moment]:.1f} {span} / {median:.1f} / {max(r['longest'] for r in results):.0f}")
         alone, beside, two = (middle["ours", moment] for moment in ("alone", "beside 1", "two at once"))
         ratios = beside / alone, middle["tutorial", "beside 1"] / beside, two / alone
         print(f"| {' | '.join([*row, *(f'**{ratio:.2f}**' for ratio in ratios)])} |")
     print(f"\n{machine()}")
-    print(f"n = {args.rounds} times {args.seconds:g} s; milliseconds per step, mean / median / longest")
+    print(f"n = {args.rounds} times {args.seconds:g} s; milliseconds per step, mean (min to max) / median / longest")
 
 
 if __name__ == "__main__":

@@ -235,6 +235,11 @@ MISPLACED = {
         "mnist.npz",
         "takes a folder, and ROOT/mnist.npz is a file",
     ),
+    "another set": (
+        lambda _, root: (root / "FashionMNIST" / "raw").mkdir(parents=True),
+        "",
+        "is missing; ROOT holds FashionMNIST; give --dataset, or another --data-dir for MNIST",
+    ),
     "tables": (lambda _, root: (root / "train.csv").touch(), "", "(ROOT holds train.csv)"),
 }
 
