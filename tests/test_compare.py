@@ -6,10 +6,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, Fork
+from conftest import ROOT, Fork, refused
 from scipy import stats
 
 import compare
@@ -36,32 +37,24 @@ def write(path, *groups):
     return path
 
 
-def test_a_log_is_read_run_by_run_and_each_epoch_once(tmp_path, capsys):
+def test_a_log_is_read_run_by_run_each_epoch_once_and_what_is_no_record_is_named(tmp_path, capsys):
     log = write(tmp_path / "a.jsonl", runs({1: [0.5, 0.9], 2: [0.6, 0.7]}), runs({1: [0.1]}, recipe="time-major"))
-    log.write_text(log.read_text() * 2 + '{"cut')
-    found = saving.read_log(log)
-    assert [[r["epoch"] for r in run] for run in found] == [[0, 1], [0, 1], [0]]
-    assert capsys.readouterr().err == f"{log}: skipped what is not an epoch's record: line 11\n"
-
-
-def test_what_is_not_a_record_is_named_and_left_out(tmp_path, capsys):
     whole, odd = record(1, 0, 0.5), ["null", "3", "[1]", "{}", "no json", '{"epoch": 1}']
-    odd += [json.dumps({**whole, "valid_acc": None}), json.dumps({n: whole[n] for n in whole if n != "seed"})]
-    log = write(tmp_path / "a.jsonl", runs({1: [0.5]}))
-    log.write_text(log.read_text() + "\n".join(odd))
-    assert len(saving.read_log(log)) == 1
-    assert capsys.readouterr().err.endswith(": line 2, 3, 4, 5, 6, 7, 8, 9\n")
+    odd += [json.dumps({**whole, "valid_acc": None}), json.dumps({n: whole[n] for n in whole if n != "seed"}), '{"cut']
+    log.write_text(log.read_text() * 2 + "\n".join(odd))
+    assert [[r["epoch"] for r in run] for run in saving.read_log(log)] == [[0, 1], [0, 1], [0]]
+    lines = ", ".join(str(number) for number in range(11, 20))
+    assert capsys.readouterr().err == f"{log}: skipped what is not an epoch's record: line {lines}\n"
 
 
-@pytest.mark.parametrize("content", [None, "", "no json\n"])
+@pytest.mark.parametrize("content", [None, ""])
 def test_a_log_without_runs_is_named(content, tmp_path, capsys):
     log = tmp_path / "runs.jsonl"
     if content is not None:
         log.write_text(content)
-    with pytest.raises(SystemExit) as end:
-        compare.main(["--log", str(log)])
-    assert end.value.code not in (0, None)
-    assert f"{log}: contains no runs" in capsys.readouterr().err + str(end.value.code)
+    status, line = refused(compare.main, ["--log", log], capsys)
+    assert status == 1
+    assert f"{log}: contains no runs" in line
 
 
 def test_a_name_says_what_differs_and_nothing_else():
@@ -87,27 +80,45 @@ def test_no_row_hides_another(tmp_path, capsys):
     assert r"a\|b" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("other", "what"), [(200, "held-out accuracy, %"), (0, "test accuracy, %")])
-def test_held_out_images_are_not_called_the_test_set(other, what, tmp_path, capsys):
-    log = write(tmp_path / "a.jsonl", runs({1: [0.5]}, hold_out=100), runs({1: [0.7]}, hold_out=other))
-    compare.main(["--log", str(log)])
+@pytest.mark.parametrize(
+    ("one", "other", "what"),
+    [
+        (dict(hold_out=100), dict(hold_out=200), "held-out accuracy, %"),
+        (dict(hold_out=100), {}, "test accuracy, %"),
+        ({}, dict(dataset="kmnist"), "test accuracy, %"),
+    ],
+)
+def test_rows_tested_on_other_images_are_not_compared(one, other, what, tmp_path, capsys):
+    """And held-out images are not called the test set."""
+    seeds = {1: [0.5], 2: [0.6]}
+    _, row = compare.main(["--log", str(write(tmp_path / "a.jsonl", runs(seeds, **one), runs(seeds, **other)))])
+    assert (row["verdict"], row["difference"]) == ("tested on other images", None)
     assert what in capsys.readouterr().out
 
 
-def test_the_table_is_scipys_and_pairs_by_seed():
+def test_the_table_is_scipys_by_seed_with_bonferronis_intervals_and_says_what_it_can_show(tmp_path, capsys):
     rng = np.random.default_rng(1)
-    first, second = rng.normal(0.97, 0.002, 6), rng.normal(0.971, 0.002, 6)
+    first, second, third = rng.normal(0.97, 0.002, (3, 6))
     order = [3, 1, 5, 0, 2, 4]  # the same seeds in another order
-    one, other = runs({s: [0.1, first[s]] for s in range(6)}), runs({s: [0.1, second[s]] for s in order}, cell="gru")
-    a, b = tables.table(tables.group(one + other), "valid_acc", best=False)
-    expected = stats.ttest_rel(100 * second, 100 * first)
+    log = write(
+        tmp_path / "a.jsonl",
+        runs({s: [0.1, first[s]] for s in range(6)}),
+        runs({s: [0.1, second[s]] for s in order}, cell="gru"),
+        runs({s: [0.1, third[s]] for s in order}, cell="rnn"),
+    )
+    a, b, c = compare.main(["--log", str(log)])
     assert (a["mean"], a["sd"]) == pytest.approx((100 * first.mean(), 100 * first.std(ddof=1)))
     assert (a["min"], a["max"]) == pytest.approx((100 * first.min(), 100 * first.max()))
     assert (a["difference"], a["low"], a["verdict"]) == (None, None, "")
     assert (a["seeds"], a["epochs"], a["parameters"], a["seconds"]) == (6, 2, 7, 2.5)
-    assert b["difference"] == pytest.approx(100 * (second - first).mean())
-    assert (b["low"], b["high"]) == pytest.approx(tuple(expected.confidence_interval(0.95)))
-    assert b["verdict"] == ("no difference shown" if expected.pvalue > 0.05 else "")
+    for row, accuracies in ((b, second), (c, third)):
+        low, high = stats.ttest_rel(100 * accuracies, 100 * first).confidence_interval(0.975)
+        assert row["difference"] == pytest.approx(100 * (accuracies - first).mean())
+        assert (row["low"], row["high"]) == pytest.approx((low, high))
+        assert row["smallest_shown"] == pytest.approx((high - low) / 2)
+    out = capsys.readouterr().out
+    assert "(95 %, jointly)" in out
+    assert out.endswith(f"can show: {b['smallest_shown']:.2f} (cell gru), {c['smallest_shown']:.2f} (cell rnn)\n")
 
 
 def drawn(rng, rows, seeds, difference=0.0):
@@ -137,27 +148,6 @@ def test_a_real_difference_is_found_as_often_as_theory_says():
     power = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, centre)
     assert 0.5 < power < 0.9
     assert abs(found / draws - power) < 4 * (power * (1 - power) / draws) ** 0.5
-
-
-def test_joint_intervals_are_bonferronis_and_the_table_says_what_it_can_show(tmp_path, capsys):
-    first, second = {1: [0.5], 2: [0.6], 3: [0.7]}, {1: [0.6], 2: [0.6], 3: [0.8]}
-    third = {1: [0.9], 2: [0.6], 3: [0.7]}
-    log = write(tmp_path / "a.jsonl", runs(first), runs(second, cell="gru"), runs(third, cell="rnn"))
-    rows = compare.main(["--log", str(log)])
-    expected = stats.ttest_rel([60, 60, 80], [50, 60, 70]).confidence_interval(0.975)
-    assert (rows[1]["low"], rows[1]["high"]) == pytest.approx(tuple(expected))
-    assert rows[1]["smallest_shown"] == pytest.approx((expected[1] - expected[0]) / 2)
-    out = capsys.readouterr().out
-    assert "(95 %, jointly)" in out
-    last = f"can show: {rows[1]['smallest_shown']:.2f} (cell gru), {rows[2]['smallest_shown']:.2f} (cell rnn)\n"
-    assert out.endswith(last)
-
-
-def test_rows_tested_on_other_images_are_not_compared():
-    seeds = {1: [0.5], 2: [0.6]}
-    for other in (dict(hold_out=100), dict(dataset="kmnist")):
-        row = tables.table(tables.group(runs(seeds) + runs(seeds, **other)), "valid_acc", best=False)[1]
-        assert (row["verdict"], row["difference"]) == ("tested on other images", None)
 
 
 def test_a_seed_that_is_there_twice_counts_once_with_its_last_run():
@@ -224,30 +214,25 @@ def test_the_picture_has_means_bands_and_a_legend():
         ([], "--log"),
         (["--seeds", "0", "x.py"], "--seeds"),
         (["mlp_mnist.py", "--seeds", "1", "mlp_mnist.py --seed 4"], "mlp_mnist.py --seed 4: leave out --seed"),
-        (["mlp_mnist.py --checkpoint=c.pt --log x"], "leave out --checkpoint, --log"),
-        (["mlp_mnist.py --load-model m --predict x.png"], "--predict"),
-        (["mlp_mnist.py --save-model=m.pth"], "--save-model"),
-        (["mlp_mnist.py --plot p"], "--plot"),
+        (["mlp_mnist.py --checkpoint=c.pt --log x --plot=p"], "leave out --checkpoint, --log, --plot"),
+        (["mlp_mnist.py --load-model m --predict x.png --save-model=m.pth"], "leave out --predict, --save-model"),
         (["mlp_mnist.py 'x"], "No closing quotation"),
         ([" "], "command"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_run(argv, named, capsys, monkeypatch):
     monkeypatch.setattr(compare, "train", lambda *_: pytest.fail("it ran"))
-    with pytest.raises(SystemExit) as end:
-        compare.main(argv)
-    err = capsys.readouterr().err
-    assert end.value.code == 2
-    assert len(err.splitlines()) == 1
-    assert named in err
+    status, line = refused(compare.main, argv, capsys)
+    assert status == 2
+    assert named in line
 
 
 @pytest.mark.parametrize("flags", [["--log", "{}"], ["--log", "{}/l.jsonl", "--plot", "{}/file/p"]])
-def test_what_cannot_be_written_is_found_before_a_run(flags, tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_found_before_a_run(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "train", lambda *_: pytest.fail("it ran"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=f"^{tmp_path}"):
-        compare.main(["mlp_mnist.py", *(flag.format(tmp_path) for flag in flags)])
+    _, line = refused(compare.main, ["mlp_mnist.py", *(flag.format(tmp_path) for flag in flags)], capsys)
+    assert line.startswith(str(tmp_path))
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
@@ -255,68 +240,34 @@ def command(data, *more):
     return " ".join(["mlp_mnist.py", "--data-dir", str(data), *more])
 
 
-def test_commands_run_once_and_a_failing_one_is_named(tiny, tmp_path, capsys, monkeypatch):
-    """From any folder, a run gives what the command gives alone."""
-    monkeypatch.chdir(tmp_path)
-    good, bad, missing = command(tiny, "--epochs", "2"), "bad.py --epochs two", "nowhere/mlp_mnist.py"
-    (tmp_path / "bad.py").write_text("import sys\nsys.exit('warning\\nbad.py: argument --epochs: …')\n")
-    with pytest.raises(SystemExit) as end:
-        compare.main([good, bad, missing, "--seeds", "1", "--log", "runs.jsonl"])
-    assert end.value.code == 1
-    out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["mlp"]
-    assert f"{bad}, seed 1: failed: bad.py: argument --epochs: …\n" in err
-    assert f"{missing}, seed 1: failed: " in err
-    assert "Traceback" not in err
-    before = (tmp_path / "runs.jsonl").read_text()
-    (row,) = compare.main([good, "--seeds", "1", "--log", "runs.jsonl"])
-    assert (tmp_path / "runs.jsonl").read_text() == before
-    _, history = mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "2"])
-    assert row["mean"] == 100 * history[-1]["valid_acc"]
-    assert list(tmp_path.glob("*.parts/*")) == []
-    capsys.readouterr()
+class Forked(Fork):
+    """What compare.py uses of Popen, without importing torch anew."""
 
-
-def test_epochs_of_a_checkpoint_that_was_removed_do_not_count(tmp_path, monkeypatch):
-    """After `lr was 0.1, now 0.2; use the same settings, or another file`."""
-
-    class Child:
-        returncode = 0
-
-        def __init__(self, words, **_):
-            checkpoint, log = (Path(words[words.index(flag) + 1]) for flag in ("--checkpoint", "--log"))
-            log.parent.mkdir()
-            checkpoint.touch()
-            write(log, runs({1: [0.1, 0.2]}), runs({1: [0.5, 0.6, 0.7]}, lr=0.2))
-
-        def communicate(self):
-            return None, ""
-
-    monkeypatch.setattr(compare.subprocess, "Popen", Child)
-    log = tmp_path / "l.jsonl"
-    epochs = compare.run("mlp_mnist.py", 1, log, [], 1)
-    assert [r["valid_acc"] for r in epochs] == [0.5, 0.6, 0.7]
-    assert [r["valid_acc"] for r in saving.read_log(log)[0]] == [0.5, 0.6, 0.7]
-
-
-class Started(Exception):
-    """What would have been started."""
+    def terminate(self):
+        self.process.terminate()
 
 
 @pytest.mark.parametrize("dashes", ["", "-- "])
-def test_torchrun_is_told_where_the_script_begins(dashes, tmp_path, monkeypatch):
-    def started(words, **_):
-        raise Started(words)
+def test_what_is_started_and_which_of_its_epochs_count(dashes, tmp_path, monkeypatch):
+    """torchrun is told where the script begins. Epochs of a checkpoint that was removed do not count."""
+    started = []
+
+    def child(words, **_):
+        started.extend(words)
+        checkpoint, log = (Path(words[words.index(flag) + 1]) for flag in ("--checkpoint", "--log"))
+        log.parent.mkdir()
+        checkpoint.touch()
+        write(log, runs({1: [0.1, 0.2]}), runs({1: [0.5, 0.6, 0.7]}, lr=0.2))
+        return SimpleNamespace(returncode=0, communicate=lambda: (None, ""))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare.subprocess, "Popen", started)
-    with pytest.raises(Started) as end:
-        compare.run(f"torchrun --nproc-per-node 2 {dashes}mlp_mnist.py --epochs 1", 3, tmp_path / "l.jsonl", [], 1)
+    monkeypatch.setattr(compare.subprocess, "Popen", child)
+    log = tmp_path / "l.jsonl"
+    epochs = compare.run(f"torchrun --nproc-per-node 2 {dashes}mlp_mnist.py --epochs 1", 3, log, [], 1)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--"]
-    script, *flags = end.value.args[0][len(launch) :]
-    assert end.value.args[0][: len(launch)] == launch
-    assert script == str(ROOT / "mlp_mnist.py")
-    assert flags[:4] == ["--epochs", "1", "--seed", "3"]
+    assert started[:11] == [*launch, str(ROOT / "mlp_mnist.py"), "--epochs", "1", "--seed", "3"]
+    for records in (epochs, *saving.read_log(log)):
+        assert [r["valid_acc"] for r in records] == [0.5, 0.6, 0.7]
 
 
 @pytest.mark.slow
@@ -332,13 +283,15 @@ def test_a_command_may_start_with_torchrun(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_a_comparison_that_ends_early_resumes(number, small, tmp_path, capsys):
-    """Ctrl-C ends the runs and shows the table of what is there; nothing loses more than an epoch."""
-    log, flags = tmp_path / "runs.jsonl", ["--epochs", "6"]
-    write(log, [[record(1, 0, 0.5, command="x.py")]])
-    argv = ["x.py", command(small, *flags), "--seeds", "1", "--log", str(log)]
-    parent = Fork("compare.py", *argv)
+def test_a_comparison_names_what_fails_and_resumes_where_it_was_ended(number, small, tmp_path, capsys, monkeypatch):
+    """Ctrl-C ends the runs and shows the table of what is there; nothing loses more than an epoch, or is run twice."""
+    flags, bad, missing = ["--epochs", "4"], "bad.py --epochs two", "nowhere/mlp_mnist.py"
+    (tmp_path / "bad.py").write_text("import sys\nsys.exit('warning\\nbad.py: argument --epochs: …')\n")
+    log = write(tmp_path / "runs.jsonl", [[record(1, 0, 0.5, command="x.py")]])
+    argv = ["x.py", bad, missing, command(small, *flags), "--seeds", "1", "--log", "runs.jsonl"]
+    parent = Fork("compare.py", *argv, cwd=tmp_path)  # from any folder
     while not list(tmp_path.glob("runs.jsonl.parts/*.pt")):
+        assert parent.process.is_alive()
         time.sleep(0.01)
     tasks = Path(f"/proc/{parent.pid}/task").iterdir()  # a thread of them started it
     (child,) = [pid for task in tasks for pid in (task / "children").read_text().split()]
@@ -350,11 +303,24 @@ def test_a_comparison_that_ends_early_resumes(number, small, tmp_path, capsys):
         assert not Path(f"/proc/{child}").exists()
         assert parent.returncode == 130, err
         assert len(out.splitlines()) == 2  # head and the row of x.py
+        assert f"{bad}, seed 1: failed: bad.py: argument --epochs: …\n" in err
+        assert f"{missing}, seed 1: failed: " in err
         assert "Traceback" not in err
-    (_, row) = compare.main(argv)
-    assert (row["seeds"], row["epochs"]) == (1, 6)
+    (kept,) = saving.read_log(next(tmp_path.glob("runs.jsonl.parts/*.jsonl")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare.subprocess, "Popen", lambda words, env, **_: Forked(*words[1:], env=env))
+    with pytest.raises(SystemExit) as end:
+        compare.main(argv)
+    assert end.value.code == 1
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    before = log.read_text()
+    (_, row) = compare.main([argv[0], *argv[3:]])
+    assert log.read_text() == before
     _, found = saving.read_log(log)
-    assert [r["epoch"] for r in found] == list(range(6))
+    assert [{**r, "command": argv[3]} for r in kept] == found[: len(kept)]
+    assert [r["epoch"] for r in found] == list(range(4))
     _, whole = mlp_mnist.main(["--data-dir", str(small), *flags])
     assert [r["valid_loss"] for r in found] == [r["valid_loss"] for r in whole]
+    assert (row["seeds"], row["epochs"], row["mean"]) == (1, 4, 100 * whole[-1]["valid_acc"])
+    assert list(tmp_path.glob("*.parts")) == []
     capsys.readouterr()

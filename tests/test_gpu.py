@@ -12,31 +12,41 @@ SCRIPTS = {name: ["lstm_mnist.py", "--recipe", name] for name in lstm_mnist.RECI
 SCRIPTS |= {"mlp": ["mlp_mnist.py"], "modern": ["modern_mnist.py", "--no-bf16", "--lr", "0.001"]}
 
 
+@pytest.fixture(scope="session")
+def gpu(tiny):
+    """The environment in which a command sees the GPU."""
+    env = {"CUDA_VISIBLE_DEVICES": os.environ["GPU_TO_TEST"]}
+    if "not available" in call("mlp_mnist.py", "--device", "cuda", "--dry-run", "--data-dir", tiny, env=env).stderr:
+        pytest.skip("there is no CUDA device")
+    return env
+
+
 @pytest.fixture
-def run(tiny, tmp_path):
+def run(gpu, tiny, tmp_path):
     """Runs a command on the GPU; returns its status, stderr and the records of its log."""
 
     def run(*command, device="cuda"):
         log = tmp_path / f"{len([*tmp_path.iterdir()])}.jsonl"
-        flags = ["--device", device, "--data-dir", tiny, "--log", log]
-        ended = call(*command, *flags, env={"CUDA_VISIBLE_DEVICES": os.environ["GPU_TO_TEST"]})
-        if "--device cuda is not available" in ended.stderr:
-            pytest.skip("there is no CUDA device")
+        ended = call(*command, "--device", device, "--data-dir", tiny, "--log", log, env=gpu)
         records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return ended.returncode, ended.stderr, records
 
     return run
 
 
+def near(records, others, rel=5e-3):
+    for one, other in zip(records, others, strict=True):
+        for loss in ("train_loss", "valid_loss"):
+            assert one[loss] == pytest.approx(other[loss], rel=rel)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_it_learns_what_the_cpu_does(name, run):
-    status, err, gpu = run(*SCRIPTS[name], "--epochs", 2)
+    status, err, records = run(*SCRIPTS[name], "--epochs", 2)
     assert status == 0, err
-    assert gpu[-1]["device"] == "cuda"
+    assert records[-1]["device"] == "cuda"
     _, _, cpu = run(*SCRIPTS[name], "--epochs", 2, device="cpu")
-    for one, other in zip(gpu, cpu, strict=True):
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=5e-3)
-        assert one["valid_loss"] == pytest.approx(other["valid_loss"], rel=5e-3)
+    near(records, cpu)
 
 
 def test_a_run_resumes_where_it_was(run, tmp_path):
@@ -44,9 +54,7 @@ def test_a_run_resumes_where_it_was(run, tmp_path):
     _, _, whole = run(*command, "--epochs", 2)
     run(*command, "--epochs", 1, "--checkpoint", tmp_path / "c.pt")
     _, _, resumed = run(*command, "--epochs", 2, "--checkpoint", tmp_path / "c.pt")
-    assert resumed[-1]["epoch"] == 1
-    assert resumed[-1]["train_loss"] == pytest.approx(whole[-1]["train_loss"], rel=1e-4)
-    assert resumed[-1]["valid_loss"] == pytest.approx(whole[-1]["valid_loss"], rel=1e-4)
+    near(resumed, whole, rel=1e-4)
 
 
 def test_bfloat16_is_for_the_mlp(run):
@@ -66,5 +74,4 @@ def test_the_compiled_step(flags, run):
     assert status == 0, err
     assert "TensorFloat32" not in err
     _, _, loop = run(*command)
-    assert compiled[-1]["train_loss"] == pytest.approx(loop[-1]["train_loss"], rel=5e-3)
-    assert compiled[-1]["valid_loss"] == pytest.approx(loop[-1]["valid_loss"], rel=5e-3)
+    near(compiled, loop)

@@ -37,28 +37,6 @@ def test_state_dict_loads_in_the_tutorials_class_and_back(name):
     assert sum(p.numel() for p in theirs.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize(("kind", "rnn"), [(BatchFirst, "lstm"), (LastHidden, "rnn"), (TimeMajor, "rnn")])
-def test_time_steps_are_columns_in_time_major_and_rows_elsewhere(kind, rnn):
-    """A network that forgets all but its last step sees the last column, or the last row, alone."""
-    model, x = kind(28, 8, 1, 10), torch.rand(1, 1, 28, 28)
-    with torch.no_grad():
-        getattr(model, rnn).weight_hh_l0.zero_()
-        getattr(model, rnn).bias_ih_l0[8:16] = -100  # the forget gate shut
-    row, column = x.clone(), x.clone()
-    row[..., -1, :14] += 0.5
-    column[..., :14, -1] += 0.5
-    by_row, by_column = (not torch.allclose(model(y), model(x)) for y in (row, column))
-    assert (by_row, by_column) == ((False, True) if kind is TimeMajor else (True, False))
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_last_hidden_state_is_the_last_output(cell):
-    """The `last-hidden` tutorial's remark: for one direction `h_n[-1]` equals the last time step of the output."""
-    output, state = CELLS[cell](28, 16, 2, batch_first=True)(torch.rand(5, 28, 28))
-    h_n = state[0] if isinstance(state, tuple) else state
-    assert torch.equal(h_n[-1], output[:, -1, :])
-
-
 @pytest.mark.parametrize("given_state", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_written_out_lstm_equals_torchs(batch_first, given_state):
