@@ -2,12 +2,12 @@
 
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
 import threading
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import common
@@ -26,6 +26,13 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the others expect the CPU's digits, w
 torch.set_num_threads(1)  # the data are small, and several processes share the cores
 
 
+def snippet(word: str) -> str:
+    """README's Python block that contains the word."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    (block,) = [block for block in blocks if word in block]
+    return block
+
+
 @pytest.fixture(scope="session")
 def digits():
     """`[(train images, labels), (test images, labels)]`, bytes."""
@@ -38,28 +45,27 @@ def write_idx(path: Path, array: torch.Tensor) -> None:
     path.write_bytes(bytes([0, 0, 8, array.dim()]) + sizes + array.to(torch.uint8).numpy().tobytes())
 
 
-def write_mnist(root: Path, train, test) -> Path:
-    """A torchvision MNIST root of unpacked files."""
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, (images, labels) in (("train", train), ("t10k", test)):
-        write_idx(raw / f"{part}-images-idx3-ubyte", images)
-        write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
-    return root
+def first(n: int, m: int):
+    """A fixture: a torchvision MNIST root of unpacked files with the first n training and m test images."""
+
+    @pytest.fixture(scope="session")
+    def folder(digits, tmp_path_factory):
+        root = tmp_path_factory.mktemp("data")
+        (raw := root / "MNIST" / "raw").mkdir(parents=True)
+        for part, count, (images, labels) in zip(("train", "t10k"), (n, m), digits):
+            write_idx(raw / f"{part}-images-idx3-ubyte", images[:count])
+            write_idx(raw / f"{part}-labels-idx1-ubyte", labels[:count])
+        return root
+
+    return folder
 
 
-@pytest.fixture(scope="session")
-def small(digits, tmp_path_factory):
-    """A data folder with the first 6000 training and 1010 test images."""
-    (x, y), (xt, yt) = digits
-    return write_mnist(tmp_path_factory.mktemp("small"), (x[:6000], y[:6000]), (xt[:1010], yt[:1010]))
+small, tiny = first(6000, 1010), first(250, 110)
 
 
-@pytest.fixture(scope="session")
-def tiny(digits, tmp_path_factory):
-    """A data folder with the first 250 training and 110 test images."""
-    (x, y), (xt, yt) = digits
-    return write_mnist(tmp_path_factory.mktemp("tiny"), (x[:250], y[:250]), (xt[:110], yt[:110]))
+def untimed(text: str) -> str:
+    """An output without what the clock decides."""
+    return re.sub(r"Time \S+", "", text)
 
 
 def has_bf16_lstm() -> bool:
@@ -83,14 +89,11 @@ class Fork:
     ours = ["common", "lstm_mnist", "mlp_mnist", "modern_mnist", "support.saving", "support.data"]
     server.set_forkserver_preload([*ours, "torch._dynamo"])  # slow, and optimizers import it
 
-    def __init__(self, *command, cwd=None, stderr=None, env=None):
+    def __init__(self, *command, cwd=None, env=None):
         (out, out_end), (err, err_end) = self.server.Pipe(duplex=False), self.server.Pipe(duplex=False)
-        if stderr is not None:
-            err_end.close()
-            err_end = Connection(stderr)
         arguments = [str(ROOT / command[0]), *map(str, command[1:])]
         where = str(cwd or os.getcwd()), env or {}
-        self.process = self.server.Process(target=self.run, args=(arguments, *where, out_end, err_end))
+        self.process = self.server.Process(target=self.run, args=(arguments, *where, out_end, err_end), daemon=True)
         with self.one_at_a_time:
             self.process.start()
         self.pid = self.process.pid
@@ -107,10 +110,13 @@ class Fork:
         torch.set_num_threads(1)
         os.chdir(cwd)
         os.environ.update(env)  # too late for what torch reads when it is imported
-        if "WORLD_SIZE" in env:  # but not for what ours do
+        if (
+            "WORLD_SIZE" in env or ROOT not in Path(arguments[0]).parents
+        ):  # but not for what ours, or copies of them, do
             for name in [name for name in sys.modules if name.split(".")[0] in ("common", "support")]:
                 del sys.modules[name]
-        sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
+        others = [folder for folder in sys.path if folder not in ("", str(ROOT))]  # a copy must not find support/ there
+        sys.argv, sys.path[:] = arguments, [str(Path(arguments[0]).parent), *others]
         runpy.run_path(arguments[0], run_name="__main__")
 
     @property
@@ -157,13 +163,11 @@ def refused(main, argv, capsys) -> tuple[int, str]:
     return status, err
 
 
-class Tutorial(nn.Module):
+class Tutorial(nn.ModuleDict):
     """A network with a tutorial's attribute names; only a place for its state_dict and its forward step."""
 
     def __init__(self, forward, **layers):
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
+        super().__init__(layers)
         self.step = forward
 
     def forward(self, x):

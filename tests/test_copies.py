@@ -2,11 +2,10 @@
 
 import ast
 import importlib
-import os
 import re
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
 
 import common
@@ -14,7 +13,7 @@ import common
 import nbformat
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, call, snippet, untimed
 from nbclient import NotebookClient
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,31 +26,18 @@ import modern_mnist
 
 SCRIPTS = {"mlp_mnist.py": mlp_mnist.main, "lstm_mnist.py": lstm_mnist.main, "modern_mnist.py": modern_mnist.main}
 NEEDING = ["--save-model", "--load-model", "--checkpoint", "--log", "--plot", "--predict", "--compile"]
-EACH = """
-import runpy, sys
-for folder in sys.argv.pop().split(","):
-    print(folder, flush=True)
-    sys.path[0], sys.argv[0] = folder, f"{folder}/{folder}_mnist.py"
-    sys.modules.pop("common", None)
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
-def test_a_script_and_common_alone_train_and_print_as_in_the_checkout(tiny, tmp_path, capsys):
-    """Each script in a folder of its own, one after the other, since importing torch takes seconds."""
-    flags, folders, here = ["--data-dir", str(tiny), "--epochs", "2"], [], ""
-    for script, main in SCRIPTS.items():
-        folders.append(script.removesuffix("_mnist.py"))
-        (tmp_path / folders[-1]).mkdir()
-        for name in (script, "common.py"):
-            shutil.copy(ROOT / name, tmp_path / folders[-1])
-        main(flags)
-        here += f"{folders[-1]}\n{capsys.readouterr().out}"
-    command = [sys.executable, "-c", EACH, *flags, ",".join(folders)]
-    there = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_and_common_alone_train_and_print_as_in_the_checkout(script, tiny, tmp_path, capsys):
+    for name in (script, "common.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    flags = ["--data-dir", str(tiny), "--epochs", "2"]
+    there = call(tmp_path / script, *flags, cwd=tmp_path)
     assert (there.returncode, there.stderr) == (0, "")
-    assert re.sub(r"Time \S+", "", there.stdout) == re.sub(r"Time \S+", "", here)
-    assert here.count("Epoch 1. Train Loss") == 3
+    SCRIPTS[script](flags)
+    assert untimed(there.stdout) == untimed(capsys.readouterr().out)
+    assert "Epoch 1. Train Loss" in there.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -102,43 +88,44 @@ def test_a_pasted_model_and_loop_train_with_torch_alone(kind, small):
 
 
 def test_main_in_a_notebook(tiny, tmp_path):
-    """In a real kernel, whose stdout is not a file: twice the same, and nothing of the kernel's is changed."""
+    """In a real kernel, whose stdout is not a file: README's cell, an interrupt; nothing of its changes."""
     cells = f"""
 import signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import mlp_mnist, lstm_mnist
+common = mlp_mnist.common
+common.DATA_DIR = Path({str(tiny)!r})
 def state():
     return [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], torch.get_num_threads(), sys.stdout
 before = state()
 ---
-flags = ["--data-dir", Path({str(tiny)!r}), "--epochs", 2]
-model, history = mlp_mnist.main(flags)
-model, again = mlp_mnist.main(flags)
+mlp_mnist.RECIPE["epochs"] = 2
+model, history = mlp_mnist.main()
+_, again = mlp_mnist.main(["--data-dir", common.DATA_DIR, "--epochs", 2])
 assert [r["valid_loss"] for r in history] == [r["valid_loss"] for r in again]
 assert isinstance(model, mlp_mnist.Net)
 model(torch.rand(3, 1, 28, 28)).argmax(1)
 ---
-model, history = lstm_mnist.main([*flags, "--recipe", "last-hidden"])
-assert [r["epoch"] for r in history] == [0, 1]
+{snippet("main(")}
+assert isinstance(model, lstm_mnist.LastHidden)
+assert [r["epoch"] for r in history] == [0]
 assert state() == before
 ---
-import contextlib, io, threading
-kept = io.StringIO()
-threading.Timer(2, lambda: signal.raise_signal(signal.SIGINT)).start()
+say, steps = common.say, []
+def interrupted(*words, **how):
+    say(*words, **how)
+    steps.append(words)
+    if len(steps) == 50:  # within the fourth epoch of 13 steps
+        signal.raise_signal(signal.SIGINT)
+common.say = interrupted
 try:
-    mlp_mnist.main("--data-dir {tiny} --epochs 100000 --checkpoint c.pt --log-interval 1")
+    mlp_mnist.main("--epochs 100000 --checkpoint c.pt --log-interval 1")
 except KeyboardInterrupt:
     pass
 assert state() == before
-_, history = mlp_mnist.main("--data-dir {tiny} --epochs 0 --checkpoint c.pt")
-assert len(history) > 1
----
-common = mlp_mnist.common
-common.DATA_DIR = Path({str(tiny)!r})
-mlp_mnist.RECIPE["epochs"] = 1
-_, history = mlp_mnist.main()
-assert len(history) == 1
+_, history = mlp_mnist.main("--epochs 0 --checkpoint c.pt")
+assert len(history) == 3
 """
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells.split("---\n")]
@@ -147,16 +134,18 @@ assert len(history) == 1
     assert texts[1].count("Epoch 1. Train Loss") == 2
     assert "\rEpoch 1:   0%" in texts[1]  # the bar
     assert "Test Accuracy (Overall)" in texts[2]
-    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c.pt", "last-hidden.pt"]
 
 
 @pytest.mark.parametrize("missing", ["torch", "tqdm"])
-def test_a_missing_package_is_one_line(missing, tmp_path):
+@pytest.mark.parametrize("script", [*SCRIPTS, "compare.py"])
+def test_a_missing_package_is_one_line(script, missing, tmp_path, monkeypatch):
     (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    result = subprocess.run([sys.executable, ROOT / "mlp_mnist.py"], env=env, capture_output=True, text=True)
-    assert result.stderr == f"{missing} is missing: pip install -r requirements.txt\n"
-    assert result.returncode == 1
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (missing, "tqdm.auto", "common"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit, match=f"^{missing} is missing: pip install -r requirements.txt$"):
+        runpy.run_path(ROOT / script)
 
 
 def test_another_common_on_the_path_is_named(tmp_path, monkeypatch):

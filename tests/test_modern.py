@@ -1,14 +1,13 @@
 """modern_mnist.py: its model, its distortion, its schedule, and that a resumed run ends as one that was not cut off."""
 
 import argparse
-import re
 
 import common
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import refused
 
 import modern_mnist
 from modern_mnist import RowsAndColumns, Windows, distort
@@ -62,9 +61,6 @@ def centre(images):
     return torch.stack([(images.sum((1, 3)) * places).sum(1) / mass, (images.sum((1, 2)) * places).sum(1) / mass], 1)
 
 
-NONE = dict(turn=0.0, scale=0.0, shift=0.0, warp=0.0)
-
-
 def test_distortion_differs_from_image_to_image_and_its_generator_decides_how(images):
     same = images[:1].expand(300, 1, 28, 28)
     once, again, other = (distort(same, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
@@ -80,12 +76,13 @@ def test_distortion_differs_from_image_to_image_and_its_generator_decides_how(im
 
 
 def test_shift_moves_by_as_many_pixels_at_most(images):
-    moved = centre(distort(images, torch.Generator().manual_seed(1), **{**NONE, "shift": 3.0})) - centre(images)
+    none = dict(turn=0.0, scale=0.0, shift=0.0, warp=0.0)
+    moved = centre(distort(images, torch.Generator().manual_seed(1), **{**none, "shift": 3.0})) - centre(images)
     assert moved.abs().max() < 3.1
     assert (moved.amax(0) > 2.5).all()
     assert (moved.amin(0) < -2.5).all()
     for part, size in (("turn", 20.0), ("scale", 0.2), ("warp", 0.8)):
-        changed = distort(images, torch.Generator().manual_seed(1), **{**NONE, part: size})
+        changed = distort(images, torch.Generator().manual_seed(1), **{**none, part: size})
         assert (changed - images).square().mean() > 0.005
 
 
@@ -121,17 +118,6 @@ def test_bfloat16_is_the_default_on_a_cpu_that_has_it(monkeypatch):
             assert modern_mnist.recipe(argparse.Namespace(epochs=None, device=device))["bf16"] is has
 
 
-@pytest.mark.parametrize("epochs", ["1", "32"])
-def test_a_model_loads_without_the_flags_that_its_length_implies(epochs, tiny, tmp_path, capsys):
-    file, flags = str(tmp_path / "m.pth"), ["--data-dir", str(tiny), "--dry-run", "--epochs"]
-    _, history = modern_mnist.main([*flags, epochs, "--save-model", file])
-    capsys.readouterr()
-    modern_mnist.main([*flags, "0", "--load-model", file])
-    assert f"Test Loss: {history[-1]['valid_loss']:.6f}" in capsys.readouterr().out
-    modern_mnist.main(["--load-model", file, "--predict", str(ROOT / "docs" / "seven.jpg")])
-    assert re.search(r"seven.jpg: \d \(\d\.\d{3}\)\n$", capsys.readouterr().out)
-
-
 def test_the_training_loss_is_the_smoothed_criterions_and_the_valid_loss_is_plain(tiny, capsys):
     """At a rate of next to nothing, on one batch, both are of the untrained model."""
     flags = ["--data-dir", str(tiny), "--epochs", "1", "--batch-size", "250", "--distortion", "0", "--lr", "1e-30"]
@@ -144,37 +130,35 @@ def test_the_training_loss_is_the_smoothed_criterions_and_the_valid_loss_is_plai
     assert f"Train Loss: {record['train_loss']:.6f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
-def test_one_cycle_over_all_epochs(optimizer, tiny, monkeypatch, capsys):
+def test_one_cycle_over_all_epochs(tiny, monkeypatch, capsys):
     """Up to the rate for a fifth of all steps, and down to next to nothing at the last."""
-    rates, kind = [], getattr(torch.optim, optimizer)
-    step = kind.step
-    monkeypatch.setattr(kind, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1])
-    modern_mnist.main([*SMALL, str(tiny), "--epochs", "4", "--lr", "0.02", "--optimizer", optimizer])
+    rates, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    modern_mnist.main([*SMALL, str(tiny), "--epochs", "4", "--lr", "0.02", "--optimizer", "SGD"])
     assert len(rates) == 20
     assert rates[:4] == pytest.approx([0.005, 0.01, 0.015, 0.02])
     assert rates[4:] == pytest.approx([0.02 * n / 16 for n in range(16, 0, -1)])
 
 
-@pytest.mark.parametrize(("done", "network"), [(1, []), (3, ["--windows", "--lines", "1"])])
-def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(done, network, tiny, tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(tiny, tmp_path, monkeypatch, capsys):
     """Weights, their average, learning rate and distortions, all to the last bit."""
-    flags = [*SMALL, str(tiny), "--epochs", "4", *network]
+    flags = [*SMALL, str(tiny), "--epochs", "3", "--windows", "--lines", "1"]
     model, history = modern_mnist.main([*flags, "--checkpoint", str(tmp_path / "whole.pt")])
     kept, end_epoch = ["--checkpoint", str(tmp_path / "c.pt")], common.end_epoch
 
     def cut(args, state, so_far, *scores):
         end_epoch(args, state, so_far, *scores)
-        if len(so_far) == done:
+        if len(so_far) == 1:
             raise ZeroDivisionError
 
     monkeypatch.setattr(common, "end_epoch", cut)
     with pytest.raises(ZeroDivisionError):
         modern_mnist.main([*flags, *kept])
     monkeypatch.undo()
-    capsys.readouterr()
+    status, line = refused(modern_mnist.main, [*flags, *kept, "--epochs", "4"], capsys)
+    assert (status, "epochs was 3, now 4" in line) == (1, True)  # said before what follows from it
     resumed, again = modern_mnist.main([*flags, *kept])
-    assert capsys.readouterr().out.count("\nEpoch ") == 4 - done
+    assert capsys.readouterr().out.count("\nEpoch ") == 2
     assert [{**r, "seconds": 0, "run": 0} for r in again] == [{**r, "seconds": 0, "run": 0} for r in history]
     a, b = (torch.load(tmp_path / name, weights_only=True)["state"] for name in ("whole.pt", "c.pt"))
     torch.testing.assert_close(b, a, rtol=0, atol=0)
@@ -182,24 +166,7 @@ def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(done, network, tiny
     torch.testing.assert_close(resumed.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        (["--epochs", "4"], "epochs was 2, now 4"),  # said before what follows from it
-        (["--distortion", "0.5"], "distortion was 0.6, now 0.5"),
-        (["--windows", "--lines", "1"], "lines was 2, now 1"),
-    ],
-)
-def test_a_checkpoint_of_another_schedule_is_refused(flags, line, tiny, tmp_path, capsys):
-    usual = [*SMALL, str(tiny), "--epochs", "2", "--checkpoint", str(tmp_path / "c.pt")]
-    modern_mnist.main(usual)
-    before = (tmp_path / "c.pt").read_bytes()
-    with pytest.raises(SystemExit, match=line):
-        modern_mnist.main([*usual, *flags])
-    assert (tmp_path / "c.pt").read_bytes() == before
-
-
-def test_the_average_is_what_is_tested_saved_and_loaded(tiny, tmp_path, capsys):
+def test_the_average_is_what_is_tested_saved_and_trained_further(tiny, tmp_path, capsys):
     flags = [*SMALL, str(tiny), "--layers", "1", "--average", "2"]
     files = ["--save-model", str(tmp_path / "m.pth"), "--checkpoint", str(tmp_path / "c.pt")]
     model, history = modern_mnist.main([*flags, "--epochs", "2", *files])
@@ -212,13 +179,5 @@ def test_the_average_is_what_is_tested_saved_and_loaded(tiny, tmp_path, capsys):
     images, labels = common.read(tiny)[1]
     assert history[-1]["valid_loss"] == pytest.approx(F.cross_entropy(model(common.to_float(images)), labels).item())
     assert kept["average"]["n_averaged"] == 1 + 2 * 5  # it starts as the model itself
-    report = re.findall(r"(?s)Test Loss.*", capsys.readouterr().out)
-    modern_mnist.main([*flags, "--epochs", "0", "--load-model", str(tmp_path / "m.pth")])
-    assert re.findall(r"(?s)Test Loss.*", capsys.readouterr().out) == report
-
-
-def test_training_from_a_file_starts_its_average_there(tiny, tmp_path, capsys):
-    flags = [*SMALL, str(tiny), "--epochs", "1"]
-    trained, _ = modern_mnist.main([*flags, "--save-model", str(tmp_path / "m.pth")])
-    model, _ = modern_mnist.main([*flags, "--load-model", str(tmp_path / "m.pth"), "--lr", "1e-30", "--average", "3"])
-    torch.testing.assert_close(model.state_dict(), trained.state_dict())
+    again, _ = modern_mnist.main([*flags, "--epochs", "1", "--load-model", str(tmp_path / "m.pth"), "--lr", "1e-30"])
+    torch.testing.assert_close(again.state_dict(), model.state_dict())  # a new average starts there

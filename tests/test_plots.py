@@ -10,6 +10,7 @@ import common
 import numpy as np
 import pytest
 import torch
+from conftest import untimed
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,15 +19,11 @@ import mlp_mnist
 from support import plots
 
 
-def without_time(text):
-    return re.sub(r"Time \S+", "", text)
-
-
 def test_plot_writes_four_pictures_and_changes_no_number(tiny, tmp_path, capsys):
     folder, outs = tmp_path / "new" / "pictures", []
     for flags in ([], ["--plot", str(folder)]):
         mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "2", *flags])
-        outs.append(without_time(capsys.readouterr().out))
+        outs.append(untimed(capsys.readouterr().out))
     assert outs[0] == outs[1]
     names = ["confusion.png", "curves.png", "mistakes.png", "samples.png"]
     assert sorted(f.name for f in folder.iterdir()) == names
@@ -64,18 +61,21 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("main", "size"), [(mlp_mnist.main, 2), (lstm_mnist.main, 9)])
-def test_progress_bar_has_the_loss_and_accuracy_so_far(main, size, tiny, monkeypatch, capsys):
+def test_a_terminal_has_a_bar_with_the_scores_so_far_and_a_pipe_the_results_alone(
+    main, size, tiny, monkeypatch, capsys
+):
     """Drawn at every step here; in a run once a second."""
+    flags = ["--data-dir", str(tiny), "--epochs", "2", "--batch-size", str(size), "--log-interval", "7"]
+    main(flags)
+    piped, err = capsys.readouterr()
+    assert err == ""
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(common, "tqdm", lambda **look: tqdm(**{**look, "mininterval": 0, "miniters": 1, "ncols": 90}))
-    flags = ["--data-dir", str(tiny), "--epochs", "1", "--batch-size", str(size), "--log-interval", "7"]
-    _, (record,) = main(flags)
-    shown = re.findall(r"\| (\d+)/\d+ \[[^\r]*, loss (\d\.\d{4}), acc (\d\.\d{4})\]", sys.stderr.getvalue())
-    assert len(shown) > 3
-    assert shown[-1][1:] == (f"{record['train_loss']:.4f}", f"{record['train_acc']:.4f}")
-    with_bar = capsys.readouterr().out
-    monkeypatch.undo()
-    main(flags)
-    out, err = capsys.readouterr()
-    assert err == ""  # only on a terminal
-    assert without_time(out) == without_time(with_bar)
+    _, records = main(flags)
+    assert untimed(capsys.readouterr().out) == untimed(piped)
+    shown = sys.stderr.getvalue()
+    for epoch, record in enumerate(records):
+        bars = re.findall(rf"\rEpoch {epoch}: [^\r]*, loss (\d\.\d{{4}}), acc (\d\.\d{{4}})\]", shown)
+        assert len(bars) > 3
+        assert bars[-1] == (f"{record['train_loss']:.4f}", f"{record['train_acc']:.4f}")
+    assert re.search(r"\r +\r+$", shown)  # removed at the end
