@@ -13,7 +13,6 @@ from pathlib import Path
 try:
     import torch
     from torch import nn
-    from torch.utils._pytree import tree_map
     from tqdm.auto import tqdm
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error.name} is missing: pip install -r requirements.txt") from None
@@ -132,7 +131,7 @@ class Parallel(nn.Module):
         if not self.bf16:
             return self.model(images)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.training):
-            return tree_map(torch.Tensor.float, self.model(images))
+            return torch.utils._pytree.tree_map(torch.Tensor.float, self.model(images))
 
 
 @contextlib.contextmanager
@@ -150,8 +149,7 @@ def session(args, state: dict, *loaders: Loader):
         kind = f"{type(model).__name__} {args.cell}" if "cell" in args else type(model).__name__
         split = f" over {WORLD} processes" * (WORLD > 1) + f" in {args.parts} parts" * (args.parts > 1)
         how = f"{args.optimizer} lr {args.lr:g}, batch {args.batch_size}{split}, {n} epoch{'s' * (n != 1)}"
-        where = (args.data_dir / DATASETS[args.dataset]).absolute()
-        where = where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where
+        where = str((args.data_dir / DATASETS[args.dataset]).absolute()).removeprefix(f"{Path.cwd()}{os.sep}")
         data = f"{' + '.join(f'{len(loader.labels):,}' for loader in loaders)} images of {where}"
         say(f"{args.recipe}: {kind}, {size:,} parameters, {how}, {args.device}, seed {args.seed}, {data}")
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -163,7 +161,9 @@ def progress(args, epoch: int, steps: int, first_batch=None):
     """What `train` calls after a step to move the bar and print a line, or None; `first_batch()` is for that line."""
     names = dict(epoch=epoch, number=epoch + 1, epochs=args.epochs, step=-1)
     say(args.opening.format(**names), end="")
-    hidden = False if "ipykernel" in sys.modules else None  # None: shown on a terminal
+    hidden = not sys.stderr.isatty() and "ipykernel" not in sys.modules
+    if hidden and not args.log_interval:
+        return None
     bar = tqdm(total=steps, desc=f"Epoch {epoch}", leave=False, mininterval=1, disable=hidden)
 
     def after_step(total, correct, count):
@@ -177,7 +177,7 @@ def progress(args, epoch: int, steps: int, first_batch=None):
         if names["step"] + 1 == steps:
             bar.close()
 
-    return None if bar.disable and not args.log_interval else after_step
+    return after_step
 
 
 def end_epoch(args, state: dict, history: list, start: float, train_loss, train_acc, valid_loss, valid_acc) -> None:

@@ -110,9 +110,7 @@ class Fork:
         torch.set_num_threads(1)
         os.chdir(cwd)
         os.environ.update(env)  # too late for what torch reads when it is imported
-        if (
-            "WORLD_SIZE" in env or ROOT not in Path(arguments[0]).parents
-        ):  # but not for what ours, or copies of them, do
+        if "WORLD_SIZE" in env or ROOT not in Path(arguments[0]).parents:  # but not for ours, or copies of them
             for name in [name for name in sys.modules if name.split(".")[0] in ("common", "support")]:
                 del sys.modules[name]
         others = [folder for folder in sys.path if folder not in ("", str(ROOT))]  # a copy must not find support/ there
