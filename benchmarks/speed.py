@@ -17,9 +17,6 @@ Each measurement is a fresh process; within a round the sides take turns. Given 
 - ours: the script itself for two epochs; the second counts, as its --log gives it. `mlp --compile` and
   `batch-first --bf16` stand in rows of their own beside the same tutorial and Keras, if the machine can do them.
 - Keras: the same network, data in memory, `fit` with its defaults, likewise the second of two epochs.
-
-Share of peak: the matrix products that the model's shapes call for, over what ours took, over the best rate of
-large float32 `torch.mm` with torch's default threads, measured anew each round.
 """
 
 import argparse
@@ -123,35 +120,6 @@ def tutorial(name: str, folder: Path) -> dict:
     train(train_loader)
     _, accuracy = test()
     return {"seconds": time.perf_counter() - start, "accuracy": accuracy}
-
-
-def peak() -> dict:
-    """The best rate of large float32 matrix products within a second or so, in operations a second."""
-    size = 2048 if DEVICE.type == "cpu" else 8192
-    a, b = torch.rand(2, size, size, device=DEVICE)
-    best, end = float("inf"), time.perf_counter() + 1.5
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        torch.mm(a, b)
-        if DEVICE.type != "cpu":
-            torch.accelerator.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return {"rate": 2 * size**3 / best}
-
-
-def operations(name: str, samples: int, tested: int) -> int:
-    """Additions and multiplications in the matrix products of an epoch.
-
-    A sample meets each of an LSTM's matrices at each of 28 time steps, any other once, and each meeting is 2 operations
-    an element. Training does it three times: forward, gradient of the weights, gradient of the input. The first
-    matrix reads the image, whose gradient nobody needs. Biases, gates and the optimizer are not counted.
-    """
-    total = 0
-    matrices = [(key, p) for key, p in network(name).named_parameters() if p.dim() == 2]
-    for k, (key, matrix) in enumerate(matrices):
-        forward = 2 * matrix.numel() * (28 if "_l" in key else 1)
-        total += forward * ((2 if k == 0 else 3) * samples + tested)
-    return total
 
 
 def products(recipe: dict, samples: int):
@@ -288,11 +256,11 @@ def main():
     )
     parser.add_argument("--keras-python", default=sys.executable, metavar="PATH", help="the interpreter with Keras")
     parser.add_argument("--products", action="store_true", help="only the share of batch-first's products in a step")
-    parser.add_argument("--side", choices=("tutorial", "peak"), help=argparse.SUPPRESS)  # the program calls itself
+    parser.add_argument("--side", choices=["tutorial"], help=argparse.SUPPRESS)  # the program calls itself
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        print(json.dumps(peak() if args.side == "peak" else tutorial(args.recipe[0], args.folder)))
+        print(json.dumps(tutorial(args.recipe[0], args.folder)))
         return
 
     if args.products:
@@ -306,13 +274,12 @@ def main():
         parser.error(f"{args.keras_python} has no Keras with JAX or TensorFlow; see benchmarks/requirements.txt")
     sides = {name: ["tutorial", "ours", *(FLAGS.get(name, []) if args.flags else []), *found] for name in args.recipe}
     seconds = {(name, side): [] for name in args.recipe for side in sides[name]}
-    best, versions = 0.0, {}
+    versions = {}
     with tempfile.TemporaryDirectory() as part:
         folder = Path(part)
         write_part(folder, QUICK if args.quick else (None, None))  # torchvision reads unpacked files alone
         counts = [len(labels) for _, labels in common.read(folder)]
         for turn in range(1, args.rounds + 1):
-            best = max(best, last_line([sys.executable, __file__, "--side", "peak"])["rate"])
             for name, side in list(seconds):
                 try:
                     result = measure(side, name, folder, args.keras_python)
@@ -331,17 +298,15 @@ def main():
                     file=sys.stderr,
                 )
 
-    heads = ["recipe", "tutorial / ours", "tutorial, s", "ours, s", "share of peak"]
+    heads = ["recipe", "tutorial / ours", "tutorial, s", "ours, s"]
     heads += [f"Keras {backend}, s" for backend in found] + (["faster Keras / ours"] if found else [])
     rows = []
     for name, side in seconds:
         if side in ("tutorial", *found):
             continue
         middle = {other: statistics.median(seconds[name, other]) for other in sides[name]}
-        share = operations(name, *counts) / (middle[side] * best)
         row = [name if side == "ours" else f"{name} {side}", f"**{middle['tutorial'] / middle[side]:.2f}**"]
         row += [cell(seconds[name, "tutorial"]), cell(seconds[name, side])]
-        row += [f"{100 * share:.1f} %" if share >= 0.001 else f"{100 * share:.2g} %"]
         row += [cell(seconds[name, backend]) for backend in found]
         row += [f"**{min(middle[backend] for backend in found) / middle[side]:.2f}**"] if found else []
         rows.append(row)
@@ -350,10 +315,8 @@ def main():
 
     spread = ", (min to max)" if args.rounds > 1 else ""
     print(f"\n{'; '.join([machine(), *filter(None, versions.values())])}")
-    print(
-        f"n = {args.rounds}, medians{spread}; an epoch is {counts[0]} images of training and {counts[1]} of test; "
-        f"fp32 peak {best / 1e9:,.0f} GFLOP/s"
-    )
+    images = f"an epoch is {counts[0]} images of training and {counts[1]} of test"
+    print(f"n = {args.rounds}, medians{spread}; {images}")
     if not torch.accelerator.is_available():
         print("Seconds depend on what else the machine is doing; compare the ratios.")
 

@@ -1,5 +1,6 @@
 """What the tests share: MNIST in small, tutorials' classes as printed, running the scripts."""
 
+import functools
 import multiprocessing
 import os
 import re
@@ -68,14 +69,7 @@ def untimed(text: str) -> str:
     return re.sub(r"Time \S+", "", text)
 
 
-def has_bf16_lstm() -> bool:
-    """Whether this CPU can train an LSTM in bfloat16: one without AVX512 cannot."""
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
-    except RuntimeError:
-        return False
-    return True
+has_bf16_lstm = torch.ops.mkldnn._is_mkldnn_bf16_supported  # a CPU without AVX512 cannot train one
 
 
 class Fork:
@@ -161,39 +155,32 @@ def refused(main, argv, capsys) -> tuple[int, str]:
     return status, err
 
 
-class Tutorial(nn.ModuleDict):
+def tutorial(forward, **layers):
     """A network with a tutorial's attribute names; only a place for its state_dict and its forward step."""
-
-    def __init__(self, forward, **layers):
-        super().__init__(layers)
-        self.step = forward
-
-    def forward(self, x):
-        return self.step(self, x)
+    model = nn.ModuleDict(layers)
+    model.forward = functools.partial(forward, model)
+    return model
 
 
 def batch_first(hidden):
-    return Tutorial(
-        lambda m, x: m.classifier(m.lstm(x.squeeze(1))[0][:, -1, :]),
-        lstm=nn.LSTM(28, hidden, 2, batch_first=True),
-        classifier=nn.Linear(hidden, 10),
-    )
+    lstm, classifier = nn.LSTM(28, hidden, 2, batch_first=True), nn.Linear(hidden, 10)
+    return tutorial(lambda m, x: m.classifier(m.lstm(x.squeeze(1))[0][:, -1, :]), lstm=lstm, classifier=classifier)
 
 
 TUTORIALS = {
     "batch-first": lambda: batch_first(128),
     "sgd": lambda: batch_first(50),
-    "last-hidden": lambda: Tutorial(
+    "last-hidden": lambda: tutorial(
         lambda m, x: m.out(m.rnn(x.view(-1, 28, 28))[1][0][-1, :, :]),
         rnn=nn.LSTM(28, 64, 1, batch_first=True),
         out=nn.Linear(64, 10),
     ),
-    "time-major": lambda: Tutorial(
+    "time-major": lambda: tutorial(
         lambda m, x: m.classifier(m.rnn(x.squeeze().permute(2, 0, 1))[0][-1, :, :]),
         rnn=nn.LSTM(28, 100, 2),
         classifier=nn.Linear(100, 10),
     ),
-    "mlp": lambda: Tutorial(
+    "mlp": lambda: tutorial(
         lambda m, x: m.fc3(m.fc2(m.fc1(x.view(-1, 784)).relu()).relu()),
         fc1=nn.Linear(784, 256),
         fc2=nn.Linear(256, 256),

@@ -35,6 +35,7 @@ BAD = [
     ("mlp", "--data x", "did you mean --dataset or --data-dir?"),
     ("mlp", "--resume m.pth", "there is no --resume (--help"),
     ("lstm", "7.png", "there is no 7.png (--help"),
+    ("mlp", "--compile --optimizer Adam", "--compile trains with SGD, not with Adam"),
     ("mlp", "--predict 7.png", "--load-model"),
     ("mlp", "--load-model m.pth --predict 7.png --log l.jsonl", "--log"),
     ("mlp", "--save-model x --checkpoint x", "--save-model and --checkpoint"),
@@ -56,6 +57,7 @@ def test_bad_flags(script, flags, named, tiny, tmp_path, monkeypatch, capsys):
 WRITTEN = ["--save-model", "--checkpoint", "--log"]
 PATHS = [
     *[(flag, path) for flag in WRITTEN for path in ("folder", "text.txt/x", "/dev/null", "/sys/x", "x" * 300)],
+    ("--log", "text.txt"),  # which is not one
     *[("--plot", path) for path in ("text.txt", "text.txt/x", "taken", "/sys/x")],
     *[("--load-model", path) for path in ("missing.pth", "folder", "text.txt")],
 ]

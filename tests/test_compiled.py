@@ -7,7 +7,6 @@ import common
 
 import pytest
 import torch
-from conftest import refused
 from torch import nn
 
 import lstm_mnist
@@ -87,15 +86,6 @@ def test_the_step_is_the_loops_mathematics(kind, eager):
 def test_what_is_not_plain_sgd_is_refused(options, eager):
     with pytest.raises(SystemExit, match=f"--compile .*{[*options][-1]}.*omit it"):
         trained(Own, compiled.training, **options)
-
-
-def test_another_optimizer_is_refused_in_one_line(tiny, tmp_path, capsys):
-    files = ["--save-model", tmp_path / "m.pth", "--log", tmp_path / "l"]
-    argv = ["--data-dir", tiny, "--compile", "--optimizer", "Adam", *files]
-    _, line = refused(mlp_mnist.main, argv, capsys)
-    assert "--compile" in line
-    assert "SGD" in line
-    assert [*tmp_path.iterdir()] == []
 
 
 BAD = {

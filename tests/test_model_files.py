@@ -137,53 +137,59 @@ def test_a_model_that_calls_a_layer_model_keeps_its_names(tmp_path):
     saving.load_model(tmp_path / "m.pth", nn.ModuleDict({"model": nn.Linear(3, 2)}))
 
 
+def a_zip(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", "{}")
+
+
+def two_models(path):
+    state = nn.Linear(1, 1).state_dict()
+    torch.save({"generator": state, "discriminator": state}, path)
+
+
+def content(data):
+    return lambda path: path.write_bytes(data)
+
+
 FOREIGN = {
-    "empty": (b"", "is empty"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
-    "safetensors": (
-        b'\x40\0\0\0\0\0\0\0{"fc1.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-        "is a safetensors file",
-    ),
-    "a web page": (b"<!DOCTYPE html><html></html>", "is a web page"),
-    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
-    "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x05", "is an ONNX file"),
+    "is empty": content(b""),
+    "is an HDF5 file": content(b"\x89HDF\r\n\x1a\n" + bytes(100)),
+    "is a safetensors file": content(b'\x40\0\0\0\0\0\0\0{"fc1.weight":{"dtype":"F32","shape":[1]}}'),
+    "is a web page": content(b"<!DOCTYPE html><html></html>"),
+    "is a Git LFS pointer": content(b"version https://git-lfs.github.com/spec/v1\noid sha256:0"),
+    "is an ONNX file": content(b"\x08\x08\x12\x07pytorch\x1a\x05"),
+    "is a TorchScript file": lambda path: torch.jit.save(torch.jit.script(nn.Linear(1, 1)), path),
+    "is a zip without a state_dict": a_zip,
+    "has generator and discriminator, not one state_dict": two_models,
 }
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_another_programs_file_is_named(name, tiny, tmp_path, capsys):
-    data, expected = FOREIGN[name]
-    (tmp_path / "m").write_bytes(data)
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize("expected", FOREIGN)
+def test_another_programs_file_is_named(expected, tiny, tmp_path, capsys):
+    FOREIGN[expected](tmp_path / "m")
     _, line = refused(mlp_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "m"], capsys)
     assert line.startswith(f"{tmp_path / 'm'}: {expected}; give a file that torch.save(")
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit")
-def test_torchscript_a_zip_and_several_models_are_named(tiny, tmp_path, capsys):
-    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), tmp_path / "script.pt")
-    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as file:
-        file.writestr("config.json", "{}")
-    state = nn.Linear(1, 1).state_dict()
-    torch.save({"generator": state, "discriminator": state}, tmp_path / "two.pt")
-    for name, expected in (
-        ("script.pt", "is a TorchScript file"),
-        ("zip.pt", "is a zip without a state_dict"),
-        ("two.pt", "has generator and discriminator, not one state_dict"),
-    ):
-        _, line = refused(mlp_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / name], capsys)
-        assert line.startswith(f"{tmp_path / name}: {expected}; give a file that torch.save(")
-
-
 def test_flags_are_advised_only_where_they_can_help(tiny, tmp_path, capsys):
-    torch.save(lstm_mnist.BatchFirst(28, 9, 2, 10).state_dict(), tmp_path / "ours.pth")
-    torch.save(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Linear(3, 10)).state_dict(), tmp_path / "other.pth")
-    _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "ours.pth"], capsys)
-    assert line.endswith("; use the script and the flags that it was trained with\n")
-    torch.save(lstm_mnist.LastHidden(28, 9, 1, 10).state_dict(), tmp_path / "rnn.pth")
-    _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "rnn.pth"], capsys)
-    assert "trained with (it has rnn.weight_ih_l0, rnn.weight_hh_l0 …, this model lstm.weight_ih_l0, " in line
-    torch.save({n: x.char() for n, x in lstm_mnist.BatchFirst(28, 128, 2, 10).state_dict().items()}, tmp_path / "i.pth")
-    _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "i.pth"], capsys)
-    assert "has torch.int8 values" in line
-    _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "other.pth"], capsys)
-    assert line.endswith("; it has 0.weight, 0.bias …, this model lstm.weight_ih_l0, lstm.weight_hh_l0 …\n")
+    whole = lstm_mnist.BatchFirst(28, 128, 2, 10).state_dict()
+    ours, it_has = (
+        "use the script and the flags that it was trained with",
+        "it has {}, {} …, this model lstm.weight_ih_l0",
+    )
+    for state, expected in (
+        (lstm_mnist.BatchFirst(28, 9, 2, 10).state_dict(), f"; {ours}\n"),
+        (
+            lstm_mnist.LastHidden(28, 9, 1, 10).state_dict(),
+            f"{ours} ({it_has.format('rnn.weight_ih_l0', 'rnn.weight_hh_l0')}",
+        ),
+        ({name: each.char() for name, each in whole.items()}, "has torch.int8 values"),
+        (
+            nn.Sequential(nn.Conv2d(1, 3, 3)).state_dict(),
+            f"; {it_has.format('0.weight', '0.bias')}, lstm.weight_hh_l0 …\n",
+        ),
+    ):
+        torch.save(state, tmp_path / "m.pth")
+        _, line = refused(lstm_mnist.main, ["--data-dir", tiny, "--load-model", tmp_path / "m.pth"], capsys)
+        assert expected in line

@@ -171,8 +171,12 @@ def test_a_checkpoint_of_a_machine_with_other_cores_names_the_flag_to_add(tiny, 
 
 @pytest.mark.parametrize("recipe", ["mlp", "last-hidden"])
 def test_a_run_in_two_goes_ends_as_the_one_in_one(recipe, tiny, tmp_path, capsys):
+    """Also one that starts from a model file."""
+    torch.save(weights(), tmp_path / "start.pth")
+    start = ["--load-model", tmp_path / "start.pth"] if recipe == "mlp" else []
+
     def go(epochs, *flags):
-        train(recipe, tiny, "--epochs", epochs, "--log-interval", 0, *flags)
+        train(recipe, tiny, "--epochs", epochs, "--log-interval", 0, *start, *flags)
         out = re.sub(r", Time .*", "", capsys.readouterr().out)
         return re.findall(r"Epoch .*", out), out[out.index("Test Loss") :], out
 
@@ -195,17 +199,6 @@ def test_a_run_in_two_goes_ends_as_the_one_in_one(recipe, tiny, tmp_path, capsys
     assert len({json.loads(line)["run"] for line in log.read_text().splitlines()}) == 1
 
 
-def test_a_run_from_a_model_file_resumes_with_the_same_file(tiny, tmp_path, capsys):
-    first, whole, model = (tmp_path / name for name in ("first", "whole", "model"))
-    torch.save(weights(), first)
-    start, kept = ["--load-model", first], ["--checkpoint", tmp_path / "c.pt"]
-    train("mlp", tiny, *start, "--epochs", 2, "--save-model", whole)
-    train("mlp", tiny, *start, *kept, "--epochs", 1)
-    train("mlp", tiny, *start, *kept, "--epochs", 2, "--save-model", model)
-    assert same(whole, model)
-    assert "resuming after epoch 0" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("cut", [0, 30], ids=["between two lines", "within a line"])
 def test_a_log_that_a_kill_left_short_is_completed(cut, tiny, tmp_path, capsys):
     kept, log = tmp_path / "c.pt", tmp_path / "log.jsonl"
@@ -222,7 +215,10 @@ def test_a_log_that_a_kill_left_short_is_completed(cut, tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_kill_9_at_any_time_loses_nothing(kills, tiny, tmp_path):
-    """Half of them while a checkpoint is being written."""
+    """Half of them while a checkpoint is being written; what is left of that goes, and nothing else."""
+    others = [".c.pt.more.1.part", ".d.pt.1.part", "c.pt.1.part"]
+    for name in others:
+        (tmp_path / name).touch()
     dice, in_write, kept, log = random.Random(1), 0, tmp_path / "c.pt", tmp_path / "log.jsonl"
     flags, files = ["--data-dir", tiny, "--seed", 5], ["--checkpoint", kept, "--log", log]
     for k in range(kills):
@@ -230,11 +226,11 @@ def test_kill_9_at_any_time_loses_nothing(kills, tiny, tmp_path):
         while not process.stdout.readline().startswith("Epoch"):
             assert process.returncode is None
         time.sleep(dice.random() / 10)
-        while k % 2 and not list(tmp_path.glob(".c.pt.*.part")):
+        while k % 2 and not list(tmp_path.glob(".c.pt.[0-9]*.part")):
             assert process.process.is_alive()
         process.process.kill()
         process.wait()
-        in_write += bool(list(tmp_path.glob(".c.pt.*.part")))
+        in_write += bool(list(tmp_path.glob(".c.pt.[0-9]*.part")))
     assert in_write > 0
     goal = len(torch.load(kept, weights_only=True)["history"]) + 1
     end = call("mlp_mnist.py", *flags, *files, "--epochs", goal, "--save-model", tmp_path / "killed.pth")
@@ -242,7 +238,8 @@ def test_kill_9_at_any_time_loses_nothing(kills, tiny, tmp_path):
     call("mlp_mnist.py", *flags, "--epochs", goal, "--save-model", tmp_path / "whole.pth")
     assert same(tmp_path / "killed.pth", tmp_path / "whole.pth")
     assert epochs_of(log) == list(range(goal))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["c.pt", "killed.pth", "log.jsonl", "whole.pth"]
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {*others, "c.pt", "killed.pth", "log.jsonl", "whole.pth"}
 
 
 def test_a_second_run_on_a_checkpoint_is_refused(tiny, tmp_path, capsys):
@@ -260,14 +257,6 @@ def test_a_second_run_on_a_checkpoint_is_refused(tiny, tmp_path, capsys):
     done = len(torch.load(kept, weights_only=True)["history"])
     train("mlp", tiny, *flags[2:], kept, "--epochs", done)  # a kill frees it
     assert epochs_of(log) == list(range(done))
-
-
-def test_what_a_kill_left_of_a_checkpoint_is_removed_and_nothing_else(tiny, tmp_path, capsys):
-    others = [".c.pt.more.1.part", ".d.pt.1.part", "c.pt.1.part"]
-    for name in [*others, ".c.pt.12345.part"]:
-        (tmp_path / name).touch()
-    train("mlp", tiny, "--epochs", 1, "--checkpoint", tmp_path / "c.pt")
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*others, "c.pt"])
 
 
 @contextlib.contextmanager
@@ -312,27 +301,21 @@ def test_a_link_is_written_through_and_a_mode_kept(flag, tiny, tmp_path, capsys)
     assert os.listdir(target.parent) == ["x"]
 
 
-@pytest.mark.parametrize("script", [mlp_mnist, lstm_mnist])
-def test_a_loss_that_explodes_ends_in_one_line_with_the_epoch(script, tiny, tmp_path, capsys):
-    files = ["--save-model", tmp_path / "m.pth", "--checkpoint", tmp_path / "c.pth", "--log", tmp_path / "log.jsonl"]
-    flags = ["--optimizer", "SGD", "--lr", "1e38", "--data-dir", tiny]
-    status, line = refused(script.main, [*flags, *files], capsys)
-    assert status == 1
-    assert re.match(r"epoch 0: .*not finite.*--lr", line)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_the_last_good_checkpoint_stays(part, tiny, tmp_path, monkeypatch, capsys):
-    kept, log = tmp_path / "c.pth", tmp_path / "log.jsonl"
-    flags = ["--data-dir", tiny, "--checkpoint", kept, "--log", log]
-    train("mlp", *flags[1:], "--epochs", 1)
-    before = kept.read_bytes(), log.read_bytes()
+def test_a_loss_that_explodes_ends_in_one_line_and_the_last_good_checkpoint_stays(
+    part, tiny, tmp_path, monkeypatch, capsys
+):
+    files = [tmp_path / name for name in ("c.pth", "log.jsonl")]
+    flags = ["--data-dir", tiny, "--checkpoint", files[0], "--log", files[1], "--save-model", tmp_path / "m.pth"]
+    status, line = refused(mlp_mnist.main, [*flags, "--lr", "1e38"], capsys)
+    assert (status, bool(re.match(r"epoch 0: .*not finite.*--lr", line)), [*tmp_path.iterdir()]) == (1, True, [])
+    train("mlp", *flags[1:-2], "--epochs", 1)
+    before = [file.read_bytes() for file in files]
     right = getattr(mlp_mnist, part)
     monkeypatch.setattr(mlp_mnist, part, lambda *data: (float("nan"), right(*data)[1]))
     status, line = refused(mlp_mnist.main, [*flags, "--epochs", 3], capsys)
     assert (status, line.startswith("epoch 1: ")) == (1, True)
-    assert (kept.read_bytes(), log.read_bytes()) == before
+    assert [file.read_bytes() for file in files] == before
 
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = (
@@ -348,16 +331,6 @@ def array(*size):
     return lambda file: write_idx(file, torch.zeros(size))
 
 
-def archive(change):
-    """The file as FILE.gz, of which the bytes are changed."""
-
-    def write(file):
-        file.with_name(f"{file.name}.gz").write_bytes(change(gzip.compress(file.read_bytes())))
-        file.unlink()
-
-    return write
-
-
 BROKEN = {
     "missing labels": (TEST_LABELS, Path.unlink),
     "empty": (TEST_LABELS, edit(lambda data: b"")),
@@ -369,9 +342,8 @@ BROKEN = {
     "no images": (IMAGES, array(0, 28, 28)),
     "no labels": (TEST_LABELS, array(0)),
     "another set's labels": (LABELS, lambda file: shutil.copy(file.with_name(TEST_LABELS), file)),
+    "an archive cut short": (IMAGES, edit(lambda data: gzip.compress(data)[:-9])),
     "a label 17": (TEST_LABELS, edit(lambda data: data[:20] + bytes([17]) + data[21:])),
-    "an archive cut short": (IMAGES, archive(lambda data: data[:-9])),
-    "an archive that is none": (LABELS, archive(lambda data: b"<html>Not found</html>")),
 }
 
 
@@ -387,10 +359,3 @@ def test_a_broken_data_file_is_named_and_nothing_is_written_over(name, tiny, tmp
     assert str(raw / broken) in line
     assert "; put " in line  # the remedy
     assert {file: file.read_bytes() for file in raw.iterdir() if file.is_file()} == before
-
-
-def test_what_is_no_log_is_not_appended_to(tiny, tmp_path, capsys):
-    (log := tmp_path / "notes").write_text("# notes")
-    status, line = refused(mlp_mnist.main, ["--data-dir", tiny, "--epochs", "1", "--log", log], capsys)
-    assert (status, log.read_text()) == (1, "# notes")
-    assert f"{log}: is not a log" in line
