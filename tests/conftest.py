@@ -115,9 +115,6 @@ class Fork:
     def returncode(self):
         return self.process.exitcode
 
-    def send_signal(self, number):
-        os.kill(self.pid, number)
-
     def wait(self):
         self.process.join()
         return self.returncode

@@ -12,25 +12,19 @@ SCRIPTS = {name: ["lstm_mnist.py", "--recipe", name] for name in lstm_mnist.RECI
 SCRIPTS |= {"mlp": ["mlp_mnist.py"], "modern": ["modern_mnist.py", "--no-bf16", "--lr", "0.001"]}
 
 
-@pytest.fixture(scope="session")
-def gpu(tiny):
-    """The environment in which a command sees the GPU."""
-    env = {"CUDA_VISIBLE_DEVICES": os.environ["GPU_TO_TEST"]}
-    if "not available" in call("mlp_mnist.py", "--device", "cuda", "--dry-run", "--data-dir", tiny, env=env).stderr:
-        pytest.skip("there is no CUDA device")
-    return env
-
-
 @pytest.fixture
-def run(gpu, tiny, tmp_path):
+def run(tiny, tmp_path):
     """Runs a command on the GPU; returns its status, stderr and the records of its log."""
+    env = {"CUDA_VISIBLE_DEVICES": os.environ["GPU_TO_TEST"]}
 
     def run(*command, device="cuda"):
         log = tmp_path / f"{len([*tmp_path.iterdir()])}.jsonl"
-        ended = call(*command, "--device", device, "--data-dir", tiny, "--log", log, env=gpu)
+        ended = call(*command, "--device", device, "--data-dir", tiny, "--log", log, env=env)
         records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return ended.returncode, ended.stderr, records
 
+    if "not available" in run("mlp_mnist.py", "--dry-run")[1]:
+        pytest.skip("there is no CUDA device")
     return run
 
 

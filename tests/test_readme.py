@@ -82,8 +82,7 @@ def test_every_flag_in_the_docs_exists_and_every_entry_of_a_recipe_has_one(capsy
         flags |= has
     programs = [ROOT / "compare.py", *(ROOT / "benchmarks").glob("*.py")]
     code = "".join(file.read_text(encoding="utf-8") for file in programs)
-    flags |= set(re.findall(r'"(--[a-z0-9-]+)"', code)) | {"--help", "--cov", "--no-keras", "--no-flags"}
-    flags |= {"--no-normalize", "--no-bf16", "--no-windows"}
+    flags |= {*re.findall(r'"(--[a-z0-9-]+)"', code), "--help", "--cov", "--no-normalize", "--no-bf16", "--no-keras"}
     flags |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}  # torchrun's
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))
