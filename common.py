@@ -228,7 +228,7 @@ def parser(script: str, doc: str) -> argparse.ArgumentParser:
     style, switch = argparse.RawDescriptionHelpFormatter, argparse.BooleanOptionalAction
     p = argparse.ArgumentParser(Path(script).name, description=doc, formatter_class=style, allow_abbrev=False)
     p.error = lambda message: p.exit(2, f"{p.prog}: {message} (--help lists the flags)\n")
-    p.register("type", Path, lambda text: Path(text).expanduser())  # ~ is the home folder
+    p.register("type", Path, lambda text: Path(os.path.expanduser(text)))  # ~/
     running = "[{number}/{epochs}] Loss: {loss:.6f}, Acc: {acc:.6f}"  # as in the `batch-first` tutorial
     p.set_defaults(script=p.prog, parts=None, saving=None, opening="", running=running, closing="")
     add, count, natural = p.add_argument, at_least(1), at_least(0)

@@ -85,6 +85,7 @@ def train(args, log: Path) -> bool:
     have = {(epochs[0].get("command"), epochs[0]["seed"]) for epochs in saving.read_log(log)}
     wanted = [(command, seed) for seed in seeds(args) for command in dict.fromkeys(args.commands)]
     missing = [job for job in wanted if job not in have]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {log}", file=sys.stderr)
     children, well, threads = [], True, max(1, common.CORES // args.jobs)
     pool = ThreadPoolExecutor(args.jobs)
     try:
@@ -111,7 +112,7 @@ def main(argv=None) -> list[dict]:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("compare.py", description=__doc__, formatter_class=style, allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"compare.py: {message} (--help lists the flags)\n")
-    parser.register("type", Path, lambda text: Path(text).expanduser())
+    parser.register("type", Path, lambda text: Path(os.path.expanduser(text)))
     add, count = parser.add_argument, common.at_least(1)
     add("commands", nargs="*", metavar="COMMAND", help='such as "mlp_mnist.py --epochs 5"')
     add("--seeds", type=count, default=5, metavar="N", help="default: 5")
@@ -122,7 +123,9 @@ def main(argv=None) -> list[dict]:
     add("--best", action="store_true", help="each run's best epoch instead of its last")
     add("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
     add("--plot", type=Path, metavar="DIR", help="write runs.png there")
-    args = parser.parse_intermixed_args(argv)
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        parser.error(f'there is no {unknown[0]}; put a command and its flags in quotes: "mlp_mnist.py --epochs 5"')
     if not args.commands and not args.log:
         parser.error('name a command, such as "mlp_mnist.py --epochs 5", or a log with --log FILE')
     for command in args.commands:
@@ -155,7 +158,6 @@ def report(args, log: Path) -> list[dict]:
         own = seeds(args)
         runs = [epochs for epochs in runs if epochs[0].get("command") in args.commands and epochs[0]["seed"] in own]
         runs.sort(key=lambda epochs: args.commands.index(epochs[0]["command"]))
-        print(f"the runs are in {log}", file=sys.stderr)
     if not runs and not args.commands:
         raise SystemExit(f"{log}: contains no runs; name a file that --log wrote, or commands")
     if not runs:

@@ -62,7 +62,7 @@ def diagnose(root: Path, folder: str) -> str:
         return f"--data-dir takes a folder, and {root} is a file"
     others = [name for name in sorted(SETS) if (root / name / "raw").is_dir()]
     if folder == "MNIST" and others and not (root / folder).exists():  # the default: another was perhaps forgotten
-        return f"{root} holds {' and '.join(others)}; give --dataset, or another --data-dir for MNIST"
+        return f"{root} holds {' and '.join(others)}; give another --data-dir, or --dataset for one that it holds"
     files = [file for at in ("*", "*/*", "*/*/*") for file in root.glob(at) if file.is_file()]
     files = [file for file in files if folder in file.relative_to(root).parts or LIKE_DATA.search(file.name)]
     found = [str(file.relative_to(root)) for file in files if not (SETS - {folder}) & {*file.relative_to(root).parts}]

@@ -41,6 +41,8 @@ def words(p, argv, recipes) -> list[str]:
         if name in settings and given.get(name) != settings[name]:
             now, was = saving.flag(name, given.get(name)), saving.flag(name, settings[name])
             p.error(f"{now}: {path} was trained with {was}; leave the flag out")
+    if given["hold_out"] > settings.get("hold_out", given["hold_out"]) and given["dataset"] == settings.get("dataset"):
+        p.error(f"--hold-out {given['hold_out']}: {path} was trained on some of those images; leave the flag out")
     return [*own, *argv]
 
 

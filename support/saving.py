@@ -10,6 +10,7 @@ import glob
 import io
 import json
 import os
+import pickle
 import stat
 import sys
 import tempfile
@@ -99,7 +100,10 @@ def read(path: Path, remedy: str):
             raise ValueError(f"is {kind}")
         if data.startswith(b"PK") and (damaged := zipfile.ZipFile(io.BytesIO(data)).testzip()):
             raise ValueError(f"the checksum of {damaged} is wrong")  # which torch.load does not look at
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        try:
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise ValueError("holds something other than weights, such as a whole model") from None
         if not all(x.isfinite().all() for x in tree_leaves(content) if isinstance(x, torch.Tensor)):
             raise ValueError("it has values that are not finite")
     return content
@@ -107,9 +111,11 @@ def read(path: Path, remedy: str):
 
 def foreign(data: bytes) -> str | None:
     """What a file is that another program wrote, from its first bytes or the names in its zip."""
-    names = zipfile.ZipFile(io.BytesIO(data)).namelist() if data.startswith(b"PK") else []
+    whole = zipfile.is_zipfile(io.BytesIO(data))
+    names = zipfile.ZipFile(io.BytesIO(data)).namelist() if whole else []
     kinds = {
         "empty": not data,
+        "cut short": data.startswith(b"PK") and not whole,
         "a web page": data.lstrip()[:1] == b"<",
         "a Git LFS pointer": data.startswith(b"version https://git-lfs"),
         "an HDF5 file": data.startswith(b"\x89HDF"),
@@ -166,18 +172,19 @@ def load_model(path: Path, model: torch.nn.Module) -> int:
     for prefix in 2 * ("module.", "_orig_mod.", "model."):
         if not state.keys() & expected.keys():
             consume_prefix_in_state_dict_if_present(state, prefix)
-    known = {name.split(".")[0] for name in state} & {"fc1", "lstm", "rnn", "rows"}
-    remedy = f"it has {', '.join(list(state)[:2])} …, this model {', '.join(list(expected)[:2])} …"
-    if known:
-        same = state.keys() == expected.keys()
-        remedy = "use the script and the flags that it was trained with" + f" ({remedy})" * (not same)
+    other, missing = [n for n in state if n not in expected], [n for n in expected if n not in state]
+    ours = {name.split(".")[0] for name in state} & {"fc1", "lstm", "rnn", "rows"}
+    remedy = "use the script and the flags that it was trained with" if ours else "it is of another network"
     with one_line(path, remedy):
-        for name in state.keys() & expected.keys():
+        if other or missing:
+            has, lacks = (" and ".join(names[:2]) or "nothing" for names in (other, missing))
+            raise ValueError(f"of names that differ it has {has} where this model has {lacks}")
+        for name in expected:
             if expected[name].is_floating_point() > state[name].is_floating_point():
                 raise ValueError(f"{name} has {state[name].dtype} values")
         model.load_state_dict(state)
     if not settings:
-        print(f"{path}: does not say how it was trained; --recipe and --normalize have to fit", file=sys.stderr)
+        print(f"{path}: does not say how it was trained; the flags have to fit, --normalize too", file=sys.stderr)
     return zlib.crc32(path.read_bytes())
 
 

@@ -58,6 +58,7 @@ WRITTEN = ["--save-model", "--checkpoint", "--log"]
 PATHS = [
     *[(flag, path) for flag in WRITTEN for path in ("folder", "text.txt/x", "/dev/null", "/sys/x", "x" * 300)],
     ("--log", "text.txt"),  # which is not one
+    ("--load-model", "~no-such-user/m.pth"),
     *[("--plot", path) for path in ("text.txt", "text.txt/x", "taken", "/sys/x")],
     *[("--load-model", path) for path in ("missing.pth", "folder", "text.txt")],
 ]

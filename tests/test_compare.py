@@ -208,6 +208,7 @@ BAD = [
     ("'mlp_mnist.py --load-model m --predict x.png --save-model=m.pth'", 2, "leave out --predict, --save-model"),
     ('"mlp_mnist.py \'x"', 2, "No closing quotation"),
     ("' '", 2, "command"),
+    ("mlp_mnist.py --epochs 1", 2, "there is no --epochs; put a command and its flags in quotes: "),
     ("mlp_mnist.py --log .", 1, ".: "),
     ("mlp_mnist.py --log l.jsonl --plot file/p", 1, "file/p"),
 ]

@@ -218,7 +218,11 @@ MISPLACED = {
         "",
         "idx1-ubyte: cannot be read (it is not an IDX file of bytes, but int32)",
     ),
-    "another set": (touched("FashionMNIST/raw/x"), "", "; ROOT holds FashionMNIST; give --dataset, or another"),
+    "another set": (
+        touched("FashionMNIST/raw/x"),
+        "",
+        "; ROOT holds FashionMNIST; give another --data-dir, or --dataset",
+    ),
 }
 
 

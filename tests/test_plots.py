@@ -64,7 +64,6 @@ class Terminal(io.StringIO):
 def test_a_terminal_has_a_bar_with_the_scores_so_far_and_a_pipe_the_results_alone(
     main, size, tiny, monkeypatch, capsys
 ):
-    """Drawn at every step here; in a run once a second."""
     flags = ["--data-dir", str(tiny), "--epochs", "2", "--batch-size", str(size), "--log-interval", "7"]
     main(flags)
     piped, err = capsys.readouterr()

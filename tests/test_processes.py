@@ -127,7 +127,6 @@ def test_a_checkpoint_resumes_in_another_number_of_processes(tiny, tmp_path):
 
 
 def test_files_are_those_of_rank_0_alone(tiny, tmp_path, capsys):
-    """They may lie on its machine only."""
     model, other = tmp_path / "m.pth", tmp_path / "other"
     load = ["--epochs", "0", "--data-dir", str(tiny), "--load-model", str(model)]
     mlp_mnist.main([*load[:4], "--seed", "2", "--save-model", str(model)])

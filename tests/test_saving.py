@@ -170,7 +170,6 @@ def test_a_checkpoint_of_a_machine_with_other_cores_names_the_flag_to_add(tiny, 
 
 @pytest.mark.parametrize("recipe", ["mlp", "last-hidden"])
 def test_a_run_in_two_goes_ends_as_the_one_in_one(recipe, tiny, tmp_path, capsys):
-    """Also one that starts from a model file."""
     torch.save(weights(), tmp_path / "start.pth")
     start = ["--load-model", tmp_path / "start.pth"] if recipe == "mlp" else []
 
