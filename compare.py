@@ -141,7 +141,7 @@ def main(argv=None) -> list[dict]:
     if args.plot:
         saving.check_plot(args.plot)
     if args.commands:
-        saving.check_writable(log, appended=True)
+        saving.check_writable(log)
     try:
         well = train(args, log) if args.commands else True
     finally:

@@ -49,7 +49,7 @@ def opened(args, state: dict, loaders):
     """
     args.settings |= {"run": uuid.uuid4().hex[:12], "load_model": None, "data": fingerprint(loaders)}
     for path in filter(None, (args.save_model, args.checkpoint, args.log)):
-        check_writable(path, appended=path is args.log)
+        check_writable(path)
     if args.log and args.log.exists() and args.log.read_bytes()[:1] not in (b"", b"{"):
         raise SystemExit(f"{args.log}: is not a log; name a new file, or one that --log wrote")
     if args.plot:
@@ -280,7 +280,7 @@ def write(path: Path, data: bytes) -> None:
         new.unlink(missing_ok=True)
 
 
-def check_writable(path: Path, appended: bool = False) -> None:
+def check_writable(path: Path) -> None:
     """Make the file's folder and see that the file can be written there; SystemExit with one line if not.
 
     Training can take hours; a path that cannot be written is better found before it.
@@ -290,10 +290,9 @@ def check_writable(path: Path, appended: bool = False) -> None:
         if target.exists() and not target.is_file():
             raise SystemExit(f"{path}: is not a file; name another")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if appended and target.exists():
+        tempfile.TemporaryFile(dir=target.parent).close()
+        if target.exists():
             open(target, "ab").close()
-        else:
-            tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
         raise SystemExit(f"{path}: cannot be written ({error.strerror}); choose a path that can be") from None
 

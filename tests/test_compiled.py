@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-import lstm_mnist
 import mlp_mnist
 from support import compiled
 
@@ -43,7 +42,7 @@ def loader():
     return common.Loader(images, torch.randint(10, (70,), generator=generator), 20, generator)
 
 
-def trained(build, training, rates=(0.1, 0.1), **options):
+def trained(build, training, rates=(0.1, 0.2), **options):
     """Train for an epoch with each rate; returns what `train` did and the state_dict."""
     torch.manual_seed(1)
     model, criterion, data = build(), nn.CrossEntropyLoss(), loader()
@@ -69,44 +68,32 @@ GOOD = {
     "mlp": mlp_mnist.Net,
     "one layer's weight is the other's": shared,
     "dropout": lambda: Own(end=nn.Dropout(0.2)),
-    "batch norm without weights": lambda: Own(end=nn.BatchNorm1d(10, affine=False)),
+    "batch norm": lambda: Own(end=nn.BatchNorm1d(10)),
+    "a layer that is called twice": lambda: Own(lambda m, x: m.second(m.first(x)) + m.second(m.first(x).tanh())),
+    "a layer that is not called": lambda: Own(lambda m, x: m.first(x)[:, :10]),
+    "without bias": lambda: Own(bias=False),
+    "frozen": lambda: Own(frozen=True),
 }
 
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_the_step_is_the_loops_mathematics(kind, eager):
     build = GOOD[kind]
-    torch.testing.assert_close(trained(build, compiled.training), trained(build, loop), rtol=1e-5, atol=1e-6)
-    assert len(eager) == 1  # for one learning rate
+    torch.testing.assert_close(trained(build, compiled.training), trained(build, loop), rtol=1e-4, atol=2e-5)
+    assert len(eager) == 1  # for both learning rates
 
 
 @pytest.mark.parametrize(
     "options", [dict(momentum=0.9), dict(weight_decay=0.1), dict(momentum=0.9, nesterov=True), dict(maximize=True)]
 )
 def test_what_is_not_plain_sgd_is_refused(options, eager):
-    with pytest.raises(SystemExit, match=f"--compile .*{[*options][-1]}.*omit it"):
+    with pytest.raises(SystemExit, match="--compile .*plain SGD.*omit it"):
         trained(Own, compiled.training, **options)
 
 
-BAD = {
-    "a layer that is called twice": lambda: Own(lambda m, x: m.second(m.first(x)) + m.second(m.first(x).tanh())),
-    "a layer that is not called": lambda: Own(lambda m, x: m.first(x)),
-    "a layer without bias": lambda: Own(bias=False),
-    "a layer of another kind": lambda: Own(end=nn.LayerNorm(10)),
-    "frozen": lambda: Own(frozen=True),
-    "an LSTM": lambda: lstm_mnist.LastHidden(28, 8, 1, 10),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_a_model_whose_mathematics_it_has_not_is_refused(kind, eager):
-    with pytest.raises(SystemExit, match="--compile .*omit it"):
-        trained(BAD[kind], compiled.training)
-
-
 def test_many_rates_and_a_short_last_batch_are_compiled(monkeypatch):
-    """Two graphs per rate, of which the last is there already; torch allows a function eight."""
-    compile, rates = torch.compile, (0.01, 0.02, 0.03, 0.04, 0.05)
+    """One graph for all rates and one for the short batch; torch allows a function eight."""
+    compile, rates = torch.compile, [k / 100 for k in range(1, 10)]
     monkeypatch.setattr(torch, "compile", lambda step, **options: compile(step, **options | {"backend": "eager"}))
     torch.testing.assert_close(trained(Own, compiled.training, rates), trained(Own, loop, rates), rtol=1e-5, atol=1e-6)
 
