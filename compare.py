@@ -120,7 +120,6 @@ def main(argv=None) -> list[dict]:
     add("--jobs", type=count, default=1, metavar="J", help="runs side by side, sharing the cores (default: 1)")
     add("--log", type=Path, metavar="FILE", help="keep the runs there (default: a new temporary file)")
     add("--metric", choices=saving.SCORES, default="valid_acc", help="default: valid_acc, the test accuracy")
-    add("--best", action="store_true", help="each run's best epoch instead of its last")
     add("--format", choices=("text", "markdown", "json"), default="text", help="default: text")
     add("--plot", type=Path, metavar="DIR", help="write runs.png there")
     args, unknown = parser.parse_known_intermixed_args(argv)
@@ -165,8 +164,8 @@ def report(args, log: Path) -> list[dict]:
     groups, what = group(runs), saving.SCORES[args.metric][0]
     if all(run[-1].get("hold_out") for run in runs):
         what = what.replace("test", "held-out")
-    rows = table(groups, args.metric, args.best)
-    print(show(rows, args.format, args.metric, args.best, what), flush=True)
+    rows = table(groups, args.metric)
+    print(show(rows, args.format, args.metric, what), flush=True)
     if args.plot:
         from support import plots
 

@@ -34,13 +34,7 @@ def group(runs: list[list[dict]]) -> dict[str, list[list[dict]]]:
     return {label: members for label, (_, members) in zip(labels, groups.values())}
 
 
-def value(run: list[dict], metric: str, best: bool) -> float:
-    """A run's metric: of its last epoch, or of its best one; accuracies in percent."""
-    values = [record[metric] * SCORES[metric][1] for record in run]
-    return (max(values) if metric.endswith("acc") else min(values)) if best else values[-1]
-
-
-def table(groups: dict, metric: str, best: bool) -> list[dict]:
+def table(groups: dict, metric: str) -> list[dict]:
     """A row per group, a dictionary, each compared with the first, paired by seed.
 
     The intervals hold jointly (Bonferroni): with 95 % none of them misses. Of a seed that a group has twice the last
@@ -49,7 +43,7 @@ def table(groups: dict, metric: str, best: bool) -> list[dict]:
     rows, first, level = [], None, 1 - 0.025 / max(1, len(groups) - 1)
     for name, runs in groups.items():
         runs = list({run[0]["seed"]: run for run in runs}.values())
-        by_seed = {run[0]["seed"]: value(run, metric, best) for run in runs}
+        by_seed = {run[0]["seed"]: run[-1][metric] * SCORES[metric][1] for run in runs}
         tested = [runs[0][-1].get(setting) or None for setting in ("dataset", "hold_out")]
         first = first or (by_seed, tested)
         values, seeds = list(by_seed.values()), [seed for seed in by_seed if seed in first[0]]
@@ -92,11 +86,10 @@ def cells(row: dict, metric: str) -> list[str]:
     return [row["name"], *middle, ", ".join(filter(None, [difference, row["verdict"]])), f"{row['seconds']:.2f}"]
 
 
-def show(rows: list[dict], form: str, metric: str, best: bool, what: str) -> str:
+def show(rows: list[dict], form: str, metric: str, what: str) -> str:
     """The table as text, Markdown or JSON; `what` it shows is a metric in words."""
     if form == "json":
         return json.dumps(rows, indent=1)
-    what += ", best epoch" if best else ""
     lines = [["", "seeds", "parameters", "epochs", f"{what}: mean ± sd (min to max)"]]
     lines[0] += [f"difference from the first row (95 %{', jointly' * (len(rows) > 2)})", "s per epoch"]
     lines += [cells(row, metric) for row in rows]
@@ -110,6 +103,4 @@ def show(rows: list[dict], form: str, metric: str, best: bool, what: str) -> str
     shown = [f"{row['smallest_shown']:.{digits(metric)}f} ({row['name']})" for row in rows if row["smallest_shown"]]
     if shown:
         text += ["", f"The smallest difference that these seeds, with their spread, can show: {', '.join(shown)}"]
-    if best and metric.startswith("valid"):
-        text += ["", "The best epoch was picked on the images that it is tested on: these figures are optimistic."]
     return "\n".join(text)

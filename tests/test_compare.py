@@ -127,7 +127,7 @@ def drawn(rng, rows, seeds, difference=0.0):
 def test_in_a_table_without_any_difference_one_is_claimed_in_five_of_a_hundred_cases(rows, seeds):
     """At most: the rows share the first one, so that joint intervals are a little wide."""
     rng, draws = np.random.default_rng(1), 4000 // rows
-    every = (tables.table(drawn(rng, rows, seeds), "valid_acc", best=False) for _ in range(draws))
+    every = (tables.table(drawn(rng, rows, seeds), "valid_acc") for _ in range(draws))
     claims = sum(any(row["verdict"] == "" for row in others) for _, *others in every)
     assert stats.binom.sf(claims - 1, draws, 0.05) > 0.01
     assert stats.binom.cdf(claims, draws, 0.02) > 0.01  # but it does happen
@@ -135,7 +135,7 @@ def test_in_a_table_without_any_difference_one_is_claimed_in_five_of_a_hundred_c
 
 def test_a_real_difference_is_found_as_often_as_theory_says():
     rng, seeds, difference, draws = np.random.default_rng(2), 5, 0.004, 2000
-    found = sum(tables.table(drawn(rng, 2, seeds, difference), "valid_acc", False)[1]["low"] > 0 for _ in range(draws))
+    found = sum(tables.table(drawn(rng, 2, seeds, difference), "valid_acc")[1]["low"] > 0 for _ in range(draws))
     centre = difference / (0.002 * 2**0.5) * seeds**0.5
     power = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, centre)
     assert 0.5 < power < 0.9
@@ -144,7 +144,7 @@ def test_a_real_difference_is_found_as_often_as_theory_says():
 
 def test_a_seed_that_is_there_twice_counts_once_with_its_last_run():
     again = [[{**record(1, 0, 0.9), "run": "again", "seconds": 50.0}]]
-    (row,) = tables.table(tables.group(runs({1: [0.5]}) + again), "valid_acc", best=False)
+    (row,) = tables.table(tables.group(runs({1: [0.5]}) + again), "valid_acc")
     assert (row["seeds"], row["mean"], row["seconds"]) == (1, 90, 50)
 
 
@@ -160,18 +160,14 @@ def test_a_seed_that_is_there_twice_counts_once_with_its_last_run():
 )
 def test_the_verdict(second, verdict):
     groups = tables.group(runs({1: [0.5], 2: [0.6]}) + runs(second, cell="gru"))
-    assert tables.table(groups, "valid_acc", best=False)[1]["verdict"] == verdict
+    assert tables.table(groups, "valid_acc")[1]["verdict"] == verdict
 
 
-def test_best_epochs_and_other_metrics(tmp_path, capsys):
+def test_the_last_epoch_counts_in_any_metric(tmp_path, capsys):
     log = write(tmp_path / "a.jsonl", runs({1: [0.5, 0.9, 0.8], 2: [0.6, 0.7, 0.6]}))
-    every = [[], ["--best"], ["--metric", "valid_loss", "--best"], ["--metric", "train_acc"]]
-    rows = [compare.main(["--log", str(log), *flags])[0] for flags in every]
-    assert [row["mean"] for row in rows] == pytest.approx([70, 80, 0.3, 70])
-    out = capsys.readouterr().out
-    assert out.count("picked on the images that it is tested on") == 2
-    assert "test loss, best epoch" in out
-    assert "training accuracy, %" in out
+    rows = [compare.main(["--log", str(log), *flags])[0] for flags in ([], ["--metric", "train_acc"])]
+    assert [row["mean"] for row in rows] == pytest.approx([70, 70])
+    assert "training accuracy, %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["text", "markdown", "json"])
