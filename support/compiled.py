@@ -37,7 +37,8 @@ def training(net: nn.Module, criterion):
         group, *more = optimizer.param_groups
         changed = [n for n, value in PLAIN.items() if n not in ("lr", "fused", "foreach") and group.get(n) != value]
         if type(optimizer) is not torch.optim.SGD or more or changed:
-            raise SystemExit("--compile trains with plain SGD only: a learning rate, one group, no more; omit it")
+            what = " ".join(changed) or ("several groups" if more else type(optimizer).__name__)
+            raise SystemExit(f"--compile trains with plain SGD only, without {what}; omit it")
         net.train()
         lr = torch.tensor(group["lr"], device=device)  # as a number each rate would be compiled anew
         total, correct, count = 0.0, 0, 0
