@@ -130,7 +130,7 @@ class Parallel(nn.Module):
     def compute(self, images):
         if not self.bf16:
             return self.model(images)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.training):
+        with torch.autocast(images.device.type, torch.bfloat16, self.training, cache_enabled=False):  # threads share it
             return torch.utils._pytree.tree_map(torch.Tensor.float, self.model(images))
 
 

@@ -39,7 +39,9 @@ class Windows(nn.Module):
     def forward(self, x):
         windows = x.unfold(2, self.size, self.stride).unfold(3, self.size, self.stride)  # (N, C, P, Q, size, size)
         steps = windows.permute(4, 0, 2, 3, 5, 1)  # (size, N, P, Q, size, C)
-        _, (h_n, _) = self.lstm(steps.flatten(4).flatten(1, 3))
+        # On a CPU in slices, small enough for glibc to keep their memory for the next one
+        slices = steps.flatten(4).flatten(1, 3).split(512 if x.device.type == "cpu" else 2**31, 1)
+        h_n = torch.cat([self.lstm(part)[1][0] for part in slices], 1)
         return h_n.transpose(0, 1).flatten(1).unflatten(0, steps.shape[1:4]).permute(0, 3, 1, 2)
 
 
@@ -132,8 +134,7 @@ LENGTHS = {
     2: dict(hidden=128, layers=1, lines=2, batch_size=256, lr=0.01, distortion=0.6),
     4: dict(hidden=128, layers=2, lines=2, batch_size=256, lr=0.01, distortion=0.6),
     8: dict(hidden=128, layers=2, lines=2, batch_size=512, lr=0.014, distortion=1.0),
-    # Eight parts, not one per core: larger ones allocate more than glibc keeps for a thread, and fault it in every step
-    32: dict(hidden=128, layers=1, lines=1, windows=True, batch_size=512, lr=0.014, distortion=1.2, parts=8),
+    32: dict(hidden=128, layers=1, lines=1, windows=True, batch_size=512, lr=0.014, distortion=1.2),
 }
 
 
@@ -154,7 +155,7 @@ def main(argv=None):
     add("--layers", type=count, metavar="N", help="layers of the row and column LSTMs")
     add("--lines", type=int, choices=[1, 2, 4, 7, 14, 28], help="rows, or columns, per time step")
     add("--windows", action=argparse.BooleanOptionalAction, help="first read small windows (default from --epochs 32)")
-    add("--parts", type=count, metavar="N", help="CPU: parts of a batch (default: one per core; 8 from --epochs 32)")
+    add("--parts", type=count, metavar="N", help="CPU: parts of a batch (default: one per core)")
     add("--smoothing", type=common.at_least(0, float, 1), metavar="P", help="label smoothing")
     add("--distortion", type=size, metavar="S", help="how much to distort training images (0: none)")
     add("--average", type=common.at_least(0), metavar="N", help="average weights over ~1/N of the run; 0: off")

@@ -33,9 +33,9 @@ def test_steps_are_lines_from_top_to_bottom(lines, steps):
 
 
 def test_every_window_is_read_row_by_row_with_the_same_weights():
-    windows, x = Windows(2, 5, 4, 3), torch.rand(3, 2, 10, 13)
+    windows, x = Windows(2, 5, 4, 3), torch.rand(50, 2, 10, 13)  # 600 windows: read in two slices
     out = windows(x)
-    assert out.shape == (3, 10, 3, 4)
+    assert out.shape == (50, 10, 3, 4)
     for row in range(3):
         for column in range(4):
             window = x[:, :, 3 * row : 3 * row + 4, 3 * column : 3 * column + 4]
