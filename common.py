@@ -34,23 +34,23 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 class Loader:
     """Batches `(images (B, 1, 28, 28) float32, labels (B,) int64)` of a data set that lives on the device as bytes.
 
-    `images` are `(N, 28, 28)` uint8, `labels` `(N,)` int64. With a generator each pass is in a new random order; the
-    last batch may be short. Values are those of `ToTensor()`, and of `Normalize([0.5], [0.5])` after it if `normalize`.
-    `transform(images, generator)`, if given, turns some hundred images `(M, 1, 28, 28)` into as many others.
+    `images` are `(N, 28, 28)` uint8, `labels` `(N,)` int64. With a generator each pass is in a new random order,
+    `times` times over all images; the last batch may be short. Values are those of `ToTensor()`, if `normalize` then of
+    `Normalize([0.5], [0.5])`. `transform(images, generator)` turns some hundred `(M, 1, 28, 28)` into as many others.
     """
 
     def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.generator, self.normalize, self.transform = generator, normalize, transform
+        self.generator, self.normalize, self.transform, self.times = generator, normalize, transform, 1
 
     def __len__(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
+        return math.ceil(self.times * len(self.labels) / self.batch_size)
 
     def __iter__(self):
-        size, total = self.batch_size, len(self.labels)
+        size, total = self.batch_size, self.times * len(self.labels)
         order = torch.randperm(total, generator=self.generator) if self.generator else torch.arange(total)
         # Indexing costs as much for one small batch as for many: gather hundreds of images, then cut them apart.
-        for index in order.to(self.labels.device).split(size * max(1, 800 // size)):
+        for index in (order % len(self.labels)).to(self.labels.device).split(size * max(1, 800 // size)):
             images = to_float(self.images.index_select(0, index), self.normalize)
             images = self.transform(images, self.generator) if self.transform else images
             yield from zip(images.split(size), self.labels[index].split(size))

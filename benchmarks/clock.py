@@ -23,6 +23,7 @@ from speed import PROGRAMS, RECIPES, as_written, write_part
 from support import plots, saving
 
 LEVELS = (98, 99, 99.5)  # percent
+LENGTHS = ["1", "2", "4", "8", "16", "32", "32 --members 4"]
 SECONDS = [3, 10, 30, 100, 300, 1000, 3000]
 
 
@@ -85,7 +86,7 @@ def main():
     add("--log", type=Path, required=True, metavar="FILE", help="keep the runs' records here")
     add("--seeds", type=COUNT, default=3, metavar="N", help="seeds 1 to N (default: 3)")
     add("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES), help="default: all five")
-    add("--lengths", type=COUNT, nargs="+", default=[1, 2, 4, 8, 16, 32], metavar="N", help="modern's --epochs")
+    add("--lengths", nargs="+", default=LENGTHS, metavar="N", help="modern's --epochs, with further flags or without")
     add("--plot", type=Path, metavar="DIR", help="write clock.png there")
     add("--side", nargs=3, help=argparse.SUPPRESS)  # a tutorial's program, in a process of its own
     args = parser.parse_args()

@@ -11,7 +11,8 @@ import torch
 
 from support import SEVERAL, saving
 
-MODEL = ["recipe", "cell", "hidden", "layers", "lines", "windows", "normalize"]  # the settings that a model needs
+# The settings that a model needs
+MODEL = ["recipe", "cell", "hidden", "layers", "lines", "windows", "members", "normalize"]
 
 
 def words(p, argv, recipes) -> list[str]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import refused
 
 import modern_mnist
-from modern_mnist import RowsAndColumns, Windows, distort
+from modern_mnist import Committee, RowsAndColumns, Windows, distort
 
 SMALL = ["--hidden", "8", "--batch-size", "50", "--data-dir"]  # five steps an epoch on the tiny data
 
@@ -55,6 +55,16 @@ def test_with_windows_rows_and_columns_are_those_of_their_map():
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+def test_each_member_of_a_committee_learns_from_its_share_and_all_answer():
+    committee, x = Committee(RowsAndColumns(4, 1, 10) for _ in range(3)), torch.rand(8, 1, 28, 28)
+    outputs = committee(x)
+    torch.testing.assert_close(outputs, torch.cat([committee[k](x[3 * k : 3 * k + 3]) for k in range(3)]))
+    outputs[3:6].sum().backward()
+    assert [any(p.grad.any() for p in member.parameters()) for member in committee] == [False, True, False]
+    answers = torch.stack([member(x).log_softmax(1) for member in committee])
+    torch.testing.assert_close(committee.eval()(x), answers.mean(0))
+
+
 def centre(images):
     """The centre of mass of each image in pixels, `(N, 2)`."""
     places, mass = torch.arange(28.0), images.sum((1, 2, 3))
@@ -92,6 +102,8 @@ def test_training_images_alone_are_distorted(tiny, monkeypatch, capsys):
     assert calls == [(250, 0.7)] * 2
     modern_mnist.main([*SMALL, str(tiny), "--epochs", "2", "--distortion", "0"])
     assert len(calls) == 2
+    modern_mnist.main([*SMALL, str(tiny), "--epochs", "1", "--distortion", "0.7", "--members", "3"])
+    assert calls[2:] == [(750, 0.7)]  # every image for each member
 
 
 @pytest.mark.parametrize(
@@ -141,7 +153,7 @@ def test_one_cycle_over_all_epochs(tiny, monkeypatch, capsys):
 
 def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(tiny, tmp_path, monkeypatch, capsys):
     """Weights, their average, learning rate and distortions, all to the last bit."""
-    flags = [*SMALL, str(tiny), "--epochs", "3", "--windows", "--lines", "1"]
+    flags = [*SMALL, str(tiny), "--epochs", "3", "--windows", "--members", "2"]
     model, history = modern_mnist.main([*flags, "--checkpoint", str(tmp_path / "whole.pt")])
     kept, end_epoch = ["--checkpoint", str(tmp_path / "c.pt")], common.end_epoch
 

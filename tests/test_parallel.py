@@ -20,7 +20,7 @@ OURS = {
     "gru": lambda: LastHidden(28, 9, 1, 10, nn.GRU),
     "equations": lambda: LastHidden(28, 9, 2, 10, EquationsLSTM),
     "time-major": lambda: TimeMajor(28, 9, 2, 10),
-    "modern": lambda: modern_mnist.RowsAndColumns(8, 1, 10, 1, windows=True),
+    "modern": lambda: modern_mnist.RowsAndColumns(8, 1, 10, windows=True),
 }
 
 
