@@ -34,23 +34,23 @@ say = functools.partial(print, flush=True)  # at once, also into a pipe
 class Loader:
     """Batches `(images (B, 1, 28, 28) float32, labels (B,) int64)` of a data set that lives on the device as bytes.
 
-    `images` are `(N, 28, 28)` uint8, `labels` `(N,)` int64. With a generator each pass is in a new random order,
-    `times` times over all images; the last batch may be short. Values are those of `ToTensor()`, if `normalize` then of
-    `Normalize([0.5], [0.5])`. `transform(images, generator)` turns some hundred `(M, 1, 28, 28)` into as many others.
+    `images` are `(N, 28, 28)` uint8, `labels` `(N,)` int64. With a generator each pass is in a new random order, or in
+    several (`orders`), an image of each in turn; the last batch may be short. Values are those of `ToTensor()`, then of
+    `Normalize([0.5], [0.5])` if `normalize`. `transform(images, generator)` turns hundreds of images into as many.
     """
 
-    def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
+    def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None, orders=1):
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.generator, self.normalize, self.transform, self.times = generator, normalize, transform, 1
+        self.generator, self.normalize, self.transform, self.orders = generator, normalize, transform, orders
 
     def __len__(self) -> int:
-        return math.ceil(self.times * len(self.labels) / self.batch_size)
+        return math.ceil(self.orders * len(self.labels) / self.batch_size)
 
     def __iter__(self):
-        size, total = self.batch_size, self.times * len(self.labels)
-        order = torch.randperm(total, generator=self.generator) if self.generator else torch.arange(total)
+        size, n, g = self.batch_size, len(self.labels), self.generator
+        orders = [torch.randperm(n, generator=g) if g else torch.arange(n) for _ in range(self.orders)]
         # Indexing costs as much for one small batch as for many: gather hundreds of images, then cut them apart.
-        for index in (order % len(self.labels)).to(self.labels.device).split(size * max(1, 800 // size)):
+        for index in torch.stack(orders, 1).flatten().to(self.labels.device).split(size * max(1, 800 // size)):
             images = to_float(self.images.index_select(0, index), self.normalize)
             images = self.transform(images, self.generator) if self.transform else images
             yield from zip(images.split(size), self.labels[index].split(size))
@@ -77,8 +77,8 @@ def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tens
     return [(part.data, part.targets) for part in (kind(root, train, download=True) for train in (True, False))]
 
 
-def loaders(args, transform=None) -> tuple[Loader, Loader]:
-    """The training loader, shuffled from `args.seed`, and the test loader; `transform` is for training images only."""
+def loaders(args, transform=None, orders=1) -> tuple[Loader, Loader]:
+    """The training loader, shuffled from `args.seed`, in batches `orders` times as large, and the test loader."""
     train, test = read(args.data_dir, args.dataset)
     if n := args.hold_out:
         train, test = ([each[part] for each in train] for part in (slice(-n), slice(-n, None)))
@@ -87,8 +87,8 @@ def loaders(args, transform=None) -> tuple[Loader, Loader]:
     if args.dry_run:
         train, test = [each[: args.batch_size] for each in train], [each[: args.test_batch_size] for each in test]
     train, test = ([each.to(args.device) for each in part] for part in (train, test))
-    train_loader = Loader(*train, args.batch_size, torch.Generator().manual_seed(args.seed), args.normalize, transform)
-    return train_loader, Loader(*test, args.test_batch_size, normalize=args.normalize)
+    size, rng, normalize = orders * args.batch_size, torch.Generator().manual_seed(args.seed), args.normalize
+    return Loader(*train, size, rng, normalize, transform, orders), Loader(*test, args.test_batch_size, None, normalize)
 
 
 class Parallel(nn.Module):

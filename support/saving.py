@@ -173,7 +173,7 @@ def load_model(path: Path, model: torch.nn.Module) -> int:
         if not state.keys() & expected.keys():
             consume_prefix_in_state_dict_if_present(state, prefix)
     other, missing = [n for n in state if n not in expected], [n for n in expected if n not in state]
-    ours = {part for name in state for part in name.split(".")} & {"fc1", "lstm", "rnn", "rows"}
+    ours = {name.lstrip("0123456789.").split(".")[0] for name in state} & {"fc1", "lstm", "rnn", "rows"}
     remedy = "use the script and the flags that it was trained with" if ours else "it is of another network"
     with one_line(path, remedy):
         if other or missing:
