@@ -160,7 +160,7 @@ def main(argv=None):
     add("--average", type=common.at_least(0), metavar="N", help="average weights over ~1/N of the run; 0: off")
     args = common.parse(parser, argv, {"modern": recipe})
     torch.manual_seed(args.seed)
-    # Beside windows every second member is of another kind: fewer mistakes in common
+    # Beside windows every second member is of another kind, to have fewer mistakes in common
     shapes = [args.hidden, args.layers, 10, args.lines, args.windows], [args.hidden, 2, 10, 2]
     networks = [RowsAndColumns(*shapes[k % 2 * args.windows]) for k in range(args.members)]
     model = (Committee(networks) if args.members > 1 else networks[0]).to(args.device)
