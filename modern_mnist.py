@@ -8,7 +8,6 @@ Test accuracy: 98.27 ± 0.09 % after 1 epoch (n = 10), 99.62 ± 0.02 % after 32 
 """
 
 import argparse
-import functools
 import math
 import time
 
@@ -159,16 +158,17 @@ def main(argv=None):
     add("--distortion", type=size, metavar="S", help="how much to distort training images (0: none)")
     add("--average", type=common.at_least(0), metavar="N", help="average weights over ~1/N of the run; 0: off")
     args = common.parse(parser, argv, {"modern": recipe})
+    if args.windows and args.lines != 1:
+        parser.error("windows, the default from --epochs 32, are read a line at a time: use --lines 1 or --no-windows")
     torch.manual_seed(args.seed)
-    # Beside windows every second member is of another kind, to have fewer mistakes in common
-    shapes = [args.hidden, args.layers, 10, args.lines, args.windows], [args.hidden, 2, 10, 2]
+    shapes = [args.hidden, args.layers, 10, args.lines, args.windows], [args.hidden, 2, 10, 2]  # two kinds if windows
     networks = [RowsAndColumns(*shapes[k % 2 * args.windows]) for k in range(args.members)]
     model = (Committee(networks) if args.members > 1 else networks[0]).to(args.device)
     if args.predict:
         from support import predict
 
         return predict.main(args, model)
-    transform = functools.partial(distort, strength=args.distortion) if args.distortion else None
+    transform = (lambda images, generator: distort(images, generator, args.distortion)) if args.distortion else None
     train_loader, test_loader = common.loaders(args, transform, args.members)  # each member in an order of its own
     steps = max(1, args.epochs * len(train_loader))
     decay = max(0.0, 1 - (args.average or steps) / steps)

@@ -28,6 +28,7 @@ BAD = [
     ("modern", "--lines=3", "--lines"),
     ("modern", "--smoothing=-0.1", "--smoothing"),
     ("modern", "--smoothing=1.5", "--smoothing"),
+    ("modern", "--windows --lines 2", "--lines"),
     ("mlp", "--epoch 1", "there is no --epoch; did you mean --epochs?"),
     ("mlp", "--batch_size=20", "did you mean --batch-size?"),
     ("lstm", "--hidden-size 3", "did you mean --hidden?"),

@@ -21,7 +21,7 @@ MODELS = {  # how each is trained, and a flag that contradicts
     "batch-first": (lstm_mnist, [*SIZE, "--cell", "equations"], ["--cell", "lstm"]),
     "mlp": (mlp_mnist, ["--normalize"], ["--hold-out", "50"]),  # whose images it was trained on
     "modern": (modern_mnist, [*SIZE, "--lines", "7"], ["--lines", "2"]),
-    "windows": (modern_mnist, [*SIZE, "--layers", "1", "--windows"], ["--no-windows"]),
+    "windows": (modern_mnist, [*SIZE, "--layers", "1", "--windows", "--lines", "1"], ["--no-windows"]),
     "committee": (modern_mnist, [*SIZE, "--layers", "1", "--members", "2"], ["--members", "3"]),
 }
 

@@ -154,7 +154,7 @@ def test_one_cycle_over_all_epochs(tiny, monkeypatch, capsys):
 
 def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(tiny, tmp_path, monkeypatch, capsys):
     """Weights, their average, learning rate and distortions, all to the last bit."""
-    flags = [*SMALL, str(tiny), "--epochs", "3", "--windows", "--members", "2"]
+    flags = [*SMALL, str(tiny), "--epochs", "3", "--windows", "--lines", "1", "--members", "2"]
     model, history = modern_mnist.main([*flags, "--checkpoint", str(tmp_path / "whole.pt")])
     kept, end_epoch = ["--checkpoint", str(tmp_path / "c.pt")], common.end_epoch
 
