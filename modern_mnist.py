@@ -67,13 +67,12 @@ class RowsAndColumns(nn.Module):
 
 
 class Committee(nn.ModuleList):
-    """An ensemble: in training each network takes its share of a batch, else log-probabilities are averaged."""
+    """An ensemble: in training image k is for network k modulo their number, else log-probabilities are averaged."""
 
     def forward(self, x):
         if not self.training:
             return torch.stack([network(x).log_softmax(1) for network in self]).mean(0)
-        shares = [torch.arange(k, len(x), len(self)) for k in range(len(self))]  # in turn, whatever part this is
-        return torch.cat([network(x[share]) for network, share in zip(self, shares)])[torch.cat(shares).argsort()]
+        return torch.stack([network(x[k :: len(self)]) for k, network in enumerate(self)], 1).flatten(0, 1)
 
 
 def distort(images, generator, strength=1.0, turn=10.0, scale=0.1, shift=1.5, warp=0.8):
@@ -180,8 +179,9 @@ def main(argv=None):
     # One cycle, linearly up for a fifth of the steps, then linearly down to 0
     scheduler = LambdaLR(optimizer, lambda step: min(5 * (step + 1) / steps, 1.25 * (1 - step / steps), 1.0))
     state = dict(model=model, optimizer=optimizer, scheduler=scheduler, average=average, order=train_loader.generator)
-    net = Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores
-    averaged = Parallel(average.module, args.parts)
+    nets = [Parallel(each, args.parts, args.bf16) for each in networks]  # the same weights; split batches over cores
+    means = [Parallel(each, args.parts) for each in (average.module if args.members > 1 else [average.module])]
+    net, averaged = (Committee(each) if args.members > 1 else each[0] for each in (nets, means))
     # Prints the first line; --load-model and --checkpoint are read here. history: the epochs that are done already
     with common.session(args, state, train_loader, test_loader) as history:
         if not history:

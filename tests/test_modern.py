@@ -56,7 +56,7 @@ def test_with_windows_rows_and_columns_are_those_of_their_map():
 
 
 def test_members_of_a_committee_learn_from_a_batch_in_turn_and_all_answer():
-    committee, x = Committee(RowsAndColumns(4, 1, 10) for _ in range(3)), torch.rand(8, 1, 28, 28)
+    committee, x = Committee(RowsAndColumns(4, 1, 10) for _ in range(3)), torch.rand(9, 1, 28, 28)
     outputs = committee(x)
     for k, member in enumerate(committee):
         torch.testing.assert_close(outputs[k::3], member(x[k::3]))
@@ -64,6 +64,21 @@ def test_members_of_a_committee_learn_from_a_batch_in_turn_and_all_answer():
     assert [any(p.grad.any() for p in member.parameters()) for member in committee] == [False, True, False]
     answers = torch.stack([member(x).log_softmax(1) for member in committee])
     torch.testing.assert_close(committee.eval()(x), answers.mean(0))
+
+
+@pytest.mark.parametrize("parts", ["1", "3"])
+def test_each_member_gets_every_image_once_whatever_the_parts(parts, tiny, monkeypatch, capsys):
+    forward, seen = RowsAndColumns.forward, {}
+
+    def spy(self, x):
+        if torch.is_grad_enabled():
+            seen.setdefault(self, []).extend(image.numpy().tobytes() for image in x)
+        return forward(self, x)
+
+    monkeypatch.setattr(RowsAndColumns, "forward", spy)
+    modern_mnist.main([*SMALL, str(tiny), "--epochs", "1", "--members", "2", "--parts", parts, "--distortion", "0"])
+    images = sorted(image.numpy().tobytes() for image in common.to_float(common.read(tiny)[0][0]))
+    assert [sorted(each) for each in seen.values()] == [images] * 2
 
 
 def centre(images):

@@ -15,6 +15,7 @@ from conftest import ROOT, Fork
 import lstm_mnist
 import mlp_mnist
 
+MODERN = ["--no-bf16", "--lr", "0.0003", "--average", "2"]
 LAST_HIDDEN = ["lstm_mnist.py", "--recipe", "last-hidden"]
 
 
@@ -66,7 +67,8 @@ def slow(*command):
         ["mlp_mnist.py", "--batch-size", "249"],  # the last batch is a single image, whose gradient is that of all
         *(slow("lstm_mnist.py", "--recipe", name) for name in lstm_mnist.RECIPES if name != "last-hidden"),
         slow("mlp_mnist.py", "--batch-size", "2"),
-        slow("modern_mnist.py", "--batch-size", "60", "--no-bf16", "--lr", "0.0003", "--average", "2"),
+        slow("modern_mnist.py", "--batch-size", "60", *MODERN),
+        slow("modern_mnist.py", "--batch-size", "31", "--members", "2", *MODERN),
     ],
     ids=" ".join,
 )
