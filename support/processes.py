@@ -36,6 +36,8 @@ def group(args):
 
     Raises SystemExit with one line where a process has other settings or data than rank 0.
     """
+    if args.device.type == "cuda":
+        torch.cuda.set_device(args.device)  # where broadcast_object_list puts what it sends
     store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:  # on one machine all count the same restarts
         # torchrun keeps its store over them, where a process would find the addresses of dead ones

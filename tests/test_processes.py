@@ -96,6 +96,13 @@ MODEL = """
 mlp_mnist.Net = lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.LAYER, nn.ReLU(), nn.Linear(32, 10))
 mlp_mnist.common.run(mlp_mnist.main)
 """
+SEND = """
+from types import SimpleNamespace
+from support import processes
+torch.cuda.set_device = lambda device: sys.exit(f"sends from {device}")
+with processes.group(SimpleNamespace(device=torch.device("cuda:1"))):
+    pass
+"""
 TOUCH = """
 torch.cuda.is_available = lambda: True
 torch.ones = lambda _, device: sys.exit(f"touched {device}")
@@ -173,6 +180,8 @@ def test_each_process_touches_no_gpu_but_its_own(device, tmp_path):
     (script := tmp_path / "own.py").write_text(IMPORT + TOUCH)
     process = Fork(script, "--device", device, env=place(1, 2))
     assert process.communicate() == ("", "touched cuda:1\n")
+    script.write_text(IMPORT + SEND)
+    assert Fork(script, env=place(1, 2)).communicate() == ("", "sends from cuda:1\n")
 
 
 def torchrun(folder: Path, *command) -> Fork:
