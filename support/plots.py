@@ -73,8 +73,8 @@ def confusion(labels: torch.Tensor, answers: torch.Tensor, names=range(10)) -> F
     return figure
 
 
-def run(names: list[str], history: list, train_loader, test_loader, outputs, labels) -> dict[str, Figure | None]:
-    """A run's pictures by file name: samples, curves, confusion, the most confident mistakes; None where nothing is.
+def run(names: list[str], history: list, train_loader, test_loader, outputs, labels) -> dict[str, Figure]:
+    """A run's pictures by file name: samples, curves, confusion, the most confident mistakes, where there are any.
 
     `outputs` `(N, 10)` and `labels` `(N,)` are those of the test set.
     """
@@ -82,12 +82,13 @@ def run(names: list[str], history: list, train_loader, test_loader, outputs, lab
     wrong = (answers != labels).nonzero()[:, 0]
     wrong = wrong[sure[wrong].argsort(descending=True)][:20]
     titles = [f"{names[labels[k]]} read as {names[answers[k]]}\n{sure[k]:.3f}" for k in wrong]
-    return {
+    pictures = {
         "samples.png": digits(train_loader.images[:20], [names[k] for k in train_loader.labels[:20].tolist()]),
         "curves.png": curves(history) if history else None,
         "confusion.png": confusion(labels, answers, names),
         "mistakes.png": digits(test_loader.images[wrong.to(test_loader.images.device)], titles) if titles else None,
     }
+    return {name: figure for name, figure in pictures.items() if figure}
 
 
 def predictions(answers: list[tuple], names: list[str]) -> Figure:

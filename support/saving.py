@@ -244,10 +244,7 @@ def save_results(args, model, history, *tested) -> None:
         from support import plots
 
         for name, figure in plots.run(args.classes, history, *tested).items():
-            if figure:
-                write(args.plot / name, plots.png(figure))
-            else:
-                (args.plot / name).unlink(missing_ok=True)  # an earlier run's
+            write(args.plot / name, plots.png(figure))
 
 
 def save(path: Path, content, settings: dict | None = None) -> None:

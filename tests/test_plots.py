@@ -31,6 +31,8 @@ def test_plot_writes_four_pictures_and_changes_no_number(tiny, tmp_path, capsys)
         pixels = np.asarray(Image.open(folder / name).convert("L"))
         assert min(pixels.shape) > 200
         assert pixels.std() > 10  # not an empty sheet
+    mlp_mnist.main(["--data-dir", str(tiny), "--epochs", "0", *flags])
+    assert sorted(f.name for f in folder.iterdir()) == names  # the curves of training stay
 
 
 def test_pictures_are_of_the_runs_data(tiny):
