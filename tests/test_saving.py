@@ -11,6 +11,7 @@ import resource
 import shutil
 import stat
 import time
+import zipfile
 from pathlib import Path
 
 import common
@@ -65,13 +66,17 @@ def changed(change):
 
 
 STRANGERS = {
-    "text": lambda path: path.write_text("loss 0.1\nloss 0.2\n"),
+    "empty": Path.touch,
+    "a web page": lambda path: path.write_text("<!DOCTYPE html><html></html>"),
+    "an HDF5 file": lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)),
+    "another zip file": lambda path: zipfile.ZipFile(path, "w").writestr("config.json", "{}"),
     "cut short": changed(lambda data: data[:-100]),
     "a bit wrong": changed(lambda data: data[: (k := len(data) // 2)] + bytes([data[k] ^ 4]) + data[k + 1 :]),
     "another network": torch_file(lstm_mnist.LastHidden(28, 8, 1, 10).state_dict()),
     "another shape": torch_file(weights(**{"fc3.bias": torch.ones(9)})),
     "a list": torch_file([1, 2, 3]),
     "a whole module": torch_file(mlp_mnist.Net()),
+    "two models": torch_file({"generator": weights(), "discriminator": weights()}),
     "nan": torch_file(weights(**{"fc3.bias": torch.full([10], torch.nan)})),
 }
 
@@ -84,7 +89,7 @@ def test_a_file_of_another_kind_is_refused_and_stays(flag, name, tiny, tmp_path,
     before = file.read_bytes()
     status, line = refused(mlp_mnist.main, ["--data-dir", tiny, flag, file], capsys)
     assert status == 1
-    assert str(file) in line
+    assert re.match(f"{re.escape(str(file))}: .+; (give|name|use) ", line)  # what, and the remedy
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
     assert [str(warning.message) for warning in recwarn] == []  # each would be a line more on stderr
