@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import math
+import os
 import re
 import shutil
 import sys
@@ -48,7 +49,7 @@ def find(raw: Path, name: str) -> Path | None:
     """The file of this name, packed or not, also as Kaggle names it: with a dot, or in a folder of the same name."""
     names = name, name.replace("-idx", ".idx")
     files = (raw / file for each in names for file in (each, f"{each}.gz", f"{each}/{each}"))
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if os.path.isfile(file)), None)  # False where a folder may not be read
 
 
 def diagnose(root: Path, folder: str) -> str:
@@ -58,16 +59,16 @@ def diagnose(root: Path, folder: str) -> str:
     below = [place for at in ("*", "*/*") for place in sorted(root.glob(at)) if find(place / folder / "raw", NAMES[0])]
     if above or below:
         return f"give --data-dir {[*above, *below][0]}"
-    if root.is_file():
+    if os.path.isfile(root):
         return f"--data-dir takes a folder, and {root} is a file"
-    others = [name for name in sorted(SETS) if (root / name / "raw").is_dir()]
-    if folder == "MNIST" and others and not (root / folder).exists():  # the default: another was perhaps forgotten
+    others = [name for name in sorted(SETS) if os.path.isdir(root / name / "raw")]
+    if folder == "MNIST" and others and not os.path.exists(root / folder):  # the default: another was perhaps forgotten
         return f"{root} holds {' and '.join(others)}; give another --data-dir, or --dataset for one that it holds"
-    files = [file for at in ("*", "*/*", "*/*/*") for file in root.glob(at) if file.is_file()]
+    files = [file for at in ("*", "*/*", "*/*/*") for file in root.glob(at) if os.path.isfile(file)]
     files = [file for file in files if folder in file.relative_to(root).parts or LIKE_DATA.search(file.name)]
     found = [str(file.relative_to(root)) for file in files if not (SETS - {folder}) & {*file.relative_to(root).parts}]
     what = f"put the four files of {folder} into {raw}"
-    return f"{what} ({root} holds {', '.join(sorted(found)[:4])})" if found else what * (root / folder).exists()
+    return f"{what} ({root} holds {', '.join(sorted(found)[:4])})" if found else what * os.path.exists(root / folder)
 
 
 def read_idx(file: Path) -> torch.Tensor:
@@ -96,9 +97,10 @@ def download(root: Path, folder: str) -> None:
             getattr(datasets, folder)(place, download=True)
             root.mkdir(parents=True, exist_ok=True)
             if not (root / folder).exists():  # another process may have been faster
-                shutil.move(Path(place, folder), root / folder)
+                with tempfile.TemporaryDirectory(dir=root) as near:  # where a rename is atomic
+                    os.rename(shutil.move(Path(place, folder), near), root / folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no mirror has it
         reason = textwrap.shorten(str(error), 250, placeholder=" …")
         four = f"put its four files into {root / folder / 'raw'}"
-        what = root / folder if root.exists() else root
+        what = root / folder if os.path.exists(root) else root
         raise SystemExit(f"{what}: does not exist, and {folder} cannot be downloaded ({reason}); {four}") from None

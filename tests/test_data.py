@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import re
 import shutil
 from types import SimpleNamespace
@@ -238,6 +239,15 @@ def test_data_of_another_place_or_form_are_named_and_nothing_is_downloaded(name,
     assert status == 1
     assert expected.replace("ROOT", str(tmp_path)) in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read any folder")
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, capsys):
+    (tmp_path / "private").mkdir(mode=0)
+    (tmp_path / "train.csv").touch()
+    for root, expected in ((tmp_path, "(ROOT holds train.csv)"), (tmp_path / "private" / "x", "does not exist")):
+        _, line = refused(mlp_mnist.main, ["--data-dir", root], capsys)
+        assert expected.replace("ROOT", str(tmp_path)) in line
 
 
 @pytest.mark.parametrize("dataset", common.DATASETS)
