@@ -5,6 +5,7 @@ import contextlib
 import functools
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -138,8 +139,8 @@ class Parallel(nn.Module):
 def session(args, state: dict, *loaders: Loader):
     """Prints the first line, then yields a run's history, a record per epoch: empty, or that of its `--checkpoint`.
 
-    `state` is what a checkpoint holds, `{"model": model, "optimizer": optimizer, …}`. Files and threads are as before
-    at the end. Raises SystemExit with one line where a file does not fit or cannot be written.
+    `state` is what a checkpoint holds, `{"model": model, "optimizer": optimizer, …}`. torch's threads are one until the
+    end. Raises SystemExit with one line where a file does not fit or cannot be written.
     """
     model, n, size = state["model"], args.epochs, sum(p.numel() for p in state["model"].parameters())
     args.settings = {name: value for name, value in vars(args).items() if name not in UNLOGGED}
@@ -258,20 +259,23 @@ def parser(script: str, doc: str) -> argparse.ArgumentParser:
 def parse(p: argparse.ArgumentParser, argv, recipes: dict) -> argparse.Namespace:
     """The settings of a recipe, each overridden by its flag; SystemExit(2) with one line for a bad flag.
 
-    `recipes` is `{name: settings}`, or `{name: function of the flags that returns settings}`; the first is the default.
+    `argv` is a list of words or one string; None means the command line's, or none in a notebook. `recipes` is
+    `{name: settings}`, or `{name: function of the flags that returns settings}`; the first is the default.
     """
     p.set_defaults(recipe=next(iter(recipes)))
+    if argv is None:  # a notebook's kernel has flags of its own
+        argv = [] if "ipykernel" in sys.modules and Path(sys.argv[0]).name != p.prog else sys.argv[1:]
+    argv = shlex.split(argv) if isinstance(argv, str) else [str(word) for word in argv]
     if SUPPORT:
         from support import flags
 
         argv = flags.words(p, argv, recipes)
     args = p.parse_args(argv)
-    recipe = recipes[args.recipe]
-    p.set_defaults(**(recipe(args) if callable(recipe) else recipe))
+    p.set_defaults(**(recipe(args) if callable(recipe := recipes[args.recipe]) else recipe))
     args = p.parse_args(argv)
     if SUPPORT:
         flags.check(p, args)
-    elif needing := [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["torchrun"] * (WORLD > 1):
+    elif needing := [name for name in [*FILES, "compile"] if vars(args).get(name)] or ["nproc-per-node"] * (WORLD > 1):
         p.error(f"--{needing[0].replace('_', '-')} needs the folder support/ beside common.py; copy it, too")
     auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     args.device = torch.device(auto if args.device == "auto" else args.device)

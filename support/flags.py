@@ -1,11 +1,8 @@
-"""Flags as people give them: misspelt, from a notebook, with a model file that has settings of its own."""
+"""Flags as people give them: misspelt, contradicting, with a model file that has settings of its own."""
 
 import difflib
 import os
 import re
-import shlex
-import sys
-from pathlib import Path
 
 import torch
 
@@ -18,12 +15,8 @@ MODEL = ["recipe", "cell", "hidden", "layers", "lines", "windows", "members", "n
 def words(p, argv, recipes) -> list[str]:
     """The words of a command line, behind flags for the settings of its `--load-model` file.
 
-    `argv` is a list of words or one string; None means the command line's, or none in a notebook, whose kernel has
-    flags of its own. A flag that is unknown, or contradicts the file, ends in one line and status 2.
+    A flag that is unknown, or contradicts the file, ends in one line and status 2.
     """
-    if argv is None:
-        argv = [] if "ipykernel" in sys.modules and Path(sys.argv[0]).name != p.prog else sys.argv[1:]
-    argv = shlex.split(argv) if isinstance(argv, str) else [str(word) for word in argv]
     args, unknown = p.parse_known_args(argv)
     if unknown:
         name, flags = unknown[0].split("=")[0].replace("_", "-"), re.findall("--[a-z0-9-]+", p.format_usage())

@@ -1,8 +1,6 @@
 """What people take from here: two files, a pasted model and loop, `main` in a notebook."""
 
 import ast
-import importlib
-import re
 import runpy
 import shutil
 import signal
@@ -51,6 +49,16 @@ def test_flags_that_need_support_say_so_in_one_line(script, tmp_path, monkeypatc
         assert f"{flag} needs the folder support/ beside common.py" in line
         assert len(line.splitlines()) == 1
     assert [*tmp_path.iterdir()] == []
+
+
+def test_main_without_support_takes_a_notebooks_flags(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(common, "SUPPORT", False)
+    monkeypatch.setattr(common, "DATA_DIR", tiny)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(sys, "argv", ["kernel.py", "-f", "kernel.json"])
+    monkeypatch.setitem(mlp_mnist.RECIPE, "epochs", 1)
+    for argv in ("--epochs 1", ["--epochs", 1], None):
+        assert len(mlp_mnist.main(argv)[1]) == 1
 
 
 def pasted(script, *names):
@@ -142,15 +150,6 @@ def test_a_missing_package_is_one_line(script, missing, tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SystemExit, match=f"^{missing} is missing: pip install -r requirements.txt$"):
         runpy.run_path(ROOT / script)
-
-
-def test_another_common_on_the_path_is_named(tmp_path, monkeypatch):
-    (tmp_path / "common.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("common", "mlp_mnist"):
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ImportError, match=re.escape(str(tmp_path / "common.py"))):
-        importlib.import_module("mlp_mnist")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
