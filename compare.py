@@ -40,7 +40,7 @@ class Failed(Exception):
     """A run that failed, with its last line."""
 
 
-def run(command: str, seed: int, log: Path, children: list, threads: int) -> list[dict]:
+def run(command: str, seed: int, log: Path, children: list) -> list[dict]:
     """Train one command with one seed in a process of its own; its records, which the log then has, too.
 
     Until it ends its epochs are kept in LOG.parts/, where a comparison that was killed resumes. Raises Failed.
@@ -58,9 +58,8 @@ def run(command: str, seed: int, log: Path, children: list, threads: int) -> lis
         words[:1] = [sys.executable, "-m", "torch.distributed.run"]
     kept = log.with_name(f"{log.name}.parts") / hashlib.sha256(f"{command} {seed}".encode()).hexdigest()[:16]
     own = ["--seed", str(seed), "--checkpoint", f"{kept}.pt", "--log", f"{kept}.jsonl"]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
-    children.append(child := subprocess.Popen([*words, *own], env=env, **pipes))
+    children.append(child := subprocess.Popen([*words, *own], **pipes))
     _, err = child.communicate()
     if child.returncode:
         err = re.split(r"^E\d{4} ", err, maxsplit=1, flags=re.MULTILINE)[0]  # what follows, and W, is torchrun's own
@@ -86,10 +85,10 @@ def train(args, log: Path) -> bool:
     wanted = [(command, seed) for seed in seeds(args) for command in dict.fromkeys(args.commands)]
     missing = [job for job in wanted if job not in have]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {log}", file=sys.stderr)
-    children, well, threads = [], True, max(1, common.CORES // args.jobs)
+    children, well = [], True
     pool = ThreadPoolExecutor(args.jobs)
     try:
-        jobs = {pool.submit(run, *job, log, children, threads): job for job in missing}
+        jobs = {pool.submit(run, *job, log, children): job for job in missing}
         for done in tqdm(as_completed(jobs), total=len(jobs), leave=False, disable=None):
             command, seed = jobs[done]
             try:
@@ -117,7 +116,7 @@ def main(argv=None) -> list[dict]:
     add("commands", nargs="*", metavar="COMMAND", help='such as "mlp_mnist.py --epochs 5"')
     add("--seeds", type=count, default=5, metavar="N", help="default: 5")
     add("--first-seed", type=common.at_least(0), default=1, metavar="S", help="default: 1")
-    add("--jobs", type=count, default=1, metavar="J", help="runs side by side, sharing the cores (default: 1)")
+    add("--jobs", type=count, default=1, metavar="J", help="runs side by side (default: 1)")
     add("--log", type=Path, metavar="FILE", help="keep the runs there (default: a new temporary file)")
     add("--metric", choices=saving.SCORES, default="valid_acc", help="default: valid_acc, the test accuracy")
     add("--format", choices=("text", "markdown", "json"), default="text", help="default: text")

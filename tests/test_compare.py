@@ -243,7 +243,7 @@ def test_what_is_started_and_which_of_its_epochs_count(dashes, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare.subprocess, "Popen", child)
     log = tmp_path / "l.jsonl"
-    epochs = compare.run(f"torchrun --nproc-per-node 2 {dashes}mlp_mnist.py --epochs 1", 3, log, [], 1)
+    epochs = compare.run(f"torchrun --nproc-per-node 2 {dashes}mlp_mnist.py --epochs 1", 3, log, [])
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--"]
     assert started[:11] == [*launch, str(ROOT / "mlp_mnist.py"), "--epochs", "1", "--seed", "3"]
     for records in (epochs, *saving.read_log(log)):
@@ -252,7 +252,7 @@ def test_what_is_started_and_which_of_its_epochs_count(dashes, tmp_path, monkeyp
     ended = SimpleNamespace(returncode=1, communicate=lambda: (None, err))
     monkeypatch.setattr(compare.subprocess, "Popen", lambda *_, **__: ended)
     with pytest.raises(compare.Failed, match="^x.py: argument --lr: what$"):
-        compare.run("torchrun x.py", 3, log, [], 1)
+        compare.run("torchrun x.py", 3, log, [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
@@ -281,7 +281,7 @@ def test_a_comparison_names_what_fails_and_resumes_where_it_was_ended(number, sm
         assert "Traceback" not in err
     (kept,) = saving.read_log(next(tmp_path.glob("runs.jsonl.parts/*.jsonl")))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare.subprocess, "Popen", lambda words, env, **_: Forked(*words[1:], env=env))
+    monkeypatch.setattr(compare.subprocess, "Popen", lambda words, **_: Forked(*words[1:]))
     with pytest.raises(SystemExit) as end:
         compare.main(argv)
     assert end.value.code == 1
