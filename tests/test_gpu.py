@@ -46,8 +46,9 @@ def test_it_learns_what_the_cpu_does(name, run):
 def test_a_run_resumes_where_it_was(run, tmp_path):
     command = SCRIPTS["last-hidden"]
     _, _, whole = run(*command, "--epochs", 2)
-    run(*command, "--epochs", 1, "--checkpoint", tmp_path / "c.pt")
+    _, _, first = run(*command, "--epochs", 1, "--checkpoint", tmp_path / "c.pt")
     _, _, resumed = run(*command, "--epochs", 2, "--checkpoint", tmp_path / "c.pt")
+    assert [len(resumed), resumed[0]] == [2, *first]  # the same run and seconds: it was not trained again
     near(resumed, whole, rel=1e-4)
 
 

@@ -145,7 +145,8 @@ def test_any_optimizer_trains_at_the_rate_given_and_resumes(optimizer, tiny, tmp
     flags = [tiny, "--optimizer", optimizer, "--lr", 0.01, "--checkpoint", tmp_path / "c.pt"]
     train("mlp", *flags, "--epochs", 1)
     _, resumed = train("mlp", *flags, "--epochs", 3)
-    assert capsys.readouterr().out.count(f", {optimizer} lr 0.01, ") == 2
+    out = capsys.readouterr().out
+    assert (out.count(f", {optimizer} lr 0.01, "), out.count("resuming after epoch 0\n")) == (2, 1)
     _, whole = train("mlp", *flags[:-2], "--epochs", 3)
     assert [r["train_loss"] for r in whole] == [r["train_loss"] for r in resumed]
     assert {(r["optimizer"], r["lr"]) for r in whole} == {(optimizer, 0.01)}
