@@ -54,6 +54,8 @@ def find(raw: Path, name: str) -> Path | None:
 
 def diagnose(root: Path, folder: str) -> str:
     """What to do about a set that is elsewhere, of another form or in part there; "" where nothing like it is."""
+    if not os.path.exists(root):  # or where it is may not be entered
+        return ""
     here, raw = root.resolve(), root / folder / "raw"
     above = [place for place in here.parents[:2] if here in (place / folder, place / folder / "raw")]
     below = [place for at in ("*", "*/*") for place in sorted(root.glob(at)) if find(place / folder / "raw", NAMES[0])]
