@@ -271,7 +271,8 @@ def parse(p: argparse.ArgumentParser, argv, recipes: dict) -> argparse.Namespace
 
         argv = flags.words(p, argv, recipes)
     args = p.parse_args(argv)
-    p.set_defaults(**(recipe(args) if callable(recipe := recipes[args.recipe]) else recipe))
+    recipe = recipes[args.recipe]
+    p.set_defaults(**(recipe(args) if callable(recipe) else recipe))
     args = p.parse_args(argv)
     if SUPPORT:
         flags.check(p, args)

@@ -148,8 +148,9 @@ def load_model(path: Path, model: torch.nn.Module) -> int:
     The prefixes that DistributedDataParallel, torch.compile, Lightning and the like give to names are taken off.
     """
     state, settings = read_model(path)
+    names = model.state_dict().keys()
     for prefix in 2 * ("module.", "_orig_mod.", "model."):
-        if not state.keys() & model.state_dict().keys():
+        if not state.keys() & names:
             consume_prefix_in_state_dict_if_present(state, prefix)
     with one_line(path, "use the script and the flags that it was trained with"):
         model.load_state_dict(state)
