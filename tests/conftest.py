@@ -27,9 +27,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the others expect the CPU's digits, w
 torch.set_num_threads(1)  # the data are small, and several processes share the cores
 
 
-def snippet(word: str) -> str:
-    """README's Python block that contains the word."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+def snippet(word: str, page: str = "README.md") -> str:
+    """The page's Python block that contains the word."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
     (block,) = [block for block in blocks if word in block]
     return block
 

@@ -35,14 +35,14 @@ def test_the_loader_trains_a_model_of_ones_own(tiny, monkeypatch, capsys):
     (tiny / "data").symlink_to(".")
     names = dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), train=mlp_mnist.train, test=mlp_mnist.test)
     names |= dict(criterion=nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(names["model"].parameters(), 0.1))
-    exec(snippet("epoch_line"), names)
+    exec(snippet("epoch_line", "docs/own.md"), names)
     (tiny / "data").unlink()
     assert len(names["train_loader"]) == 3
     assert capsys.readouterr().out.startswith(f"Epoch 0. Train Loss: {names['train_loss']:.6f}, ")
 
 
 def test_the_page_on_ones_own_model_works(tiny, tmp_path, capsys):
-    model, recipe = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own.md").read_text(encoding="utf-8"), re.S)
+    model, recipe = snippet("class", "docs/own.md"), snippet('"both-ways"', "docs/own.md")
     text = (ROOT / "lstm_mnist.py").read_text(encoding="utf-8")
     text = text.replace("class EquationsLSTM", f"{model}\n\nclass EquationsLSTM")
     (tmp_path / "own_mnist.py").write_text(text.replace("RECIPES = {\n", f"RECIPES = {{\n{recipe}"))
