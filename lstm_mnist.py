@@ -1,23 +1,22 @@
-"""LSTMs that read an MNIST image as 28 steps of 28 pixels, the way four tutorials do (docs/tutorials.md).
+"""LSTMs that read an image as 28 steps of 28 pixels, as four tutorials do (docs/tutorials.md).
 
-python lstm_mnist.py                                 # two layers of 128, batch first, Adam, 5 epochs
-python lstm_mnist.py --recipe time-major             # columns as time steps, Adadelta, 10 epochs
-python lstm_mnist.py --recipe sgd --cell gru         # any recipe with another recurrent layer
-python lstm_mnist.py --save-model rnn.pth            # and later: --epochs 0 --load-model rnn.pth
+python lstm_mnist.py                           # two layers of 128, batch first, Adam, 5 epochs
+python lstm_mnist.py --recipe time-major       # columns as time steps, Adadelta, 10 epochs
+python lstm_mnist.py --recipe sgd --cell gru   # any recipe with another recurrent layer
+python lstm_mnist.py --save-model rnn.pth      # and later: --epochs 0 --load-model rnn.pth
 """
 
-import itertools
-import time
-
-import common
-from common import Parallel
+import common  # first: it names a missing package in one line
 
 import torch
 from torch import nn
 
 
 class BatchFirst(nn.Module):
-    """Rows as time steps, the last step of the output (`batch-first`, `sgd`): `(N, 1, 28, 28)` to `(N, 10)`."""
+    """Rows as time steps, the last step of the output: `(N, 1, 28, 28)` to `(N, 10)`.
+
+    Of `batch-first` and `sgd`.
+    """
 
     def __init__(self, in_dim, hidden_dim, n_layer, n_class, cell=nn.LSTM):
         super().__init__()
@@ -25,13 +24,17 @@ class BatchFirst(nn.Module):
         self.classifier = nn.Linear(hidden_dim, n_class)
 
     def forward(self, x):
-        out, _ = self.lstm(x.squeeze(1))  # (N, 28, 28) to (N, 28, hidden), from an initial state of zeros
+        x = x.squeeze(1)  # (N, 28, 28): rows are time steps
+        out, _ = self.lstm(x)  # (N, 28, hidden); the initial state is zeros
         out = out[:, -1, :]  # (N, hidden): the last step has seen all rows
         return self.classifier(out)
 
 
 class LastHidden(nn.Module):
-    """Rows as time steps, the last layer's final hidden state (`last-hidden`): `(N, 1, 28, 28)` to `(N, 10)`."""
+    """Rows as time steps, the last layer's final hidden state: `(N, 1, 28, 28)` to `(N, 10)`.
+
+    Of `last-hidden`.
+    """
 
     def __init__(self, in_dim, hidden_dim, n_layer, n_class, cell=nn.LSTM):
         super().__init__()
@@ -39,13 +42,16 @@ class LastHidden(nn.Module):
         self.out = nn.Linear(hidden_dim, n_class)
 
     def forward(self, x):
-        output, state = self.rnn(x.squeeze(1))  # output (N, 28, hidden)
-        h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's state is (h_n, c_n), the others' is h_n
-        return self.out(h_n[-1])  # h_n (layers, N, hidden), batch first or not; h_n[-1] equals output[:, -1, :]
+        x = x.squeeze(1)  # (N, 28, 28): rows are time steps
+        output, h_n = self.rnn(x)  # output (N, 28, hidden)
+        if isinstance(h_n, tuple):  # an LSTM returns (h_n, c_n)
+            h_n, c_n = h_n
+        # h_n is (layers, N, hidden), batch first or not; h_n[-1] equals output[:, -1, :]
+        return self.out(h_n[-1])
 
 
 class TimeMajor(nn.Module):
-    """Columns as time steps, left to right (`time-major`): `(N, 1, 28, 28)` to `(N, 10)`."""
+    """Columns as time steps, left to right: `(N, 1, 28, 28)` to `(N, 10)`. Of `time-major`."""
 
     def __init__(self, in_dim, hidden_dim, n_layer, n_class, cell=nn.LSTM):
         super().__init__()
@@ -53,29 +59,33 @@ class TimeMajor(nn.Module):
         self.classifier = nn.Linear(hidden_dim, n_class)
 
     def forward(self, x):
-        x = x.squeeze(1)  # (N, 1, 28, 28) to (N, 28, 28)
-        x = x.permute(2, 0, 1)  # the last dimension, the columns, comes first: (28, N, 28)
-        out, _ = self.rnn(x)  # (28, N, hidden), from an initial state of zeros
+        x = x.squeeze(1)  # (N, 28, 28)
+        x = x.permute(2, 0, 1)  # (28, N, 28): columns are time steps
+        out, _ = self.rnn(x)  # (28, N, hidden); the initial state is zeros
         out = out[-1, :, :]  # (N, hidden)
         return self.classifier(out)
 
 
 class EquationsLSTM(nn.LSTM):
-    """`nn.LSTM` with its forward pass written out from the gates' equations (Hochreiter & Schmidhuber 1997, Gers 2000).
+    """`nn.LSTM` with its forward pass written out from the gates' equations.
 
-    The parameters are `nn.LSTM`'s own: `(N, T, in)` or time-major `(T, N, in)` to `output, (h_n, c_n)` with h_n and c_n
-    of shape `(layers, N, hidden)`. One direction, with biases, without dropout.
+    Hochreiter & Schmidhuber 1997, Gers 2000. Parameters, arguments and results are those of
+    `nn.LSTM`, for one direction, with biases, without dropout.
     """
 
     def forward(self, x, state=None):
-        x = x.transpose(0, 1) if self.batch_first else x
-        zeros = x.new_zeros(self.num_layers, x.size(1), self.hidden_size)
-        h_0, c_0 = (zeros, zeros) if state is None else state
+        if self.batch_first:
+            x = x.transpose(0, 1)  # (T, N, in)
+        if state is None:
+            zeros = x.new_zeros(self.num_layers, x.size(1), self.hidden_size)
+            state = zeros, zeros
         h_n, c_n = [], []
-        for (U, W, b_ih, b_hh), h, c in zip(self.all_weights, h_0, c_0):  # per layer: U is weight_ih, W is weight_hh
+        for weights, h, c in zip(self.all_weights, *state):  # layer by layer
+            U, W, b_ih, b_hh = weights  # the tutorial's letters: U is weight_ih, W is weight_hh
             output = []
             for x_t in x:
-                # PyTorch has two biases per gate and stacks the gates as i, f, g, o; its g is the tutorial's a
+                # PyTorch has two biases per gate and stacks the gates as i, f, g, o; the tutorial
+                # calls g a
                 i, f, a, o = (x_t @ U.T + b_ih + h @ W.T + b_hh).chunk(4, dim=1)
                 i, f, a, o = i.sigmoid(), f.sigmoid(), a.tanh(), o.sigmoid()
                 c = c * f + i * a
@@ -84,36 +94,43 @@ class EquationsLSTM(nn.LSTM):
             x = torch.stack(output)  # the next layer's input
             h_n.append(h)
             c_n.append(c)
-        return (x.transpose(0, 1) if self.batch_first else x), (torch.stack(h_n), torch.stack(c_n))
+        if self.batch_first:
+            x = x.transpose(0, 1)
+        return x, (torch.stack(h_n), torch.stack(c_n))
 
 
 def train(model, loader, criterion, optimizer, progress=None):
-    """Train on the loader's batches, on the model's device; returns loss and accuracy, the means over all images.
+    """Train for one epoch; return the mean loss and accuracy over all images.
 
-    Each batch is scored before its update. `progress(total, correct, count)`, if given, is called after each step.
+    Each batch is scored before its update. `progress(total, correct, count)`, if given, is called
+    after each step with the sums so far.
     """
+    device = next(model.parameters()).device
     model.train()
     total, correct, count = 0.0, 0, 0
     for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
         outputs = model(images)
         loss = criterion(outputs, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(labels)  # added up on the device: no step waits for a number
+        total += loss.detach() * len(labels)  # .item() would make each step wait for the device
         correct += (outputs.argmax(1) == labels).sum()
         count += len(labels)
         if progress:
-            progress(total, correct, count)  # updates the bar; prints a line every --log-interval steps
+            progress(total, correct, count)
     return float(total) / count, float(correct) / count
 
 
 def test(model, loader, criterion):
-    """Evaluate without gradients; returns loss and accuracy, the means over all images."""
+    """Evaluate without gradients; return the mean loss and accuracy over all images."""
+    device = next((parameter.device for parameter in model.parameters()), "cpu")
     model.eval()
     total, correct, count = 0.0, 0, 0
     with torch.no_grad():
         for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
             outputs = model(images)
             total += criterion(outputs, labels) * len(labels)
             correct += (outputs.argmax(1) == labels).sum()
@@ -122,71 +139,73 @@ def test(model, loader, criterion):
 
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "equations": EquationsLSTM}
-# What a tutorial prints: opening before each epoch, running every log_interval steps (0: never; by default "[1/5] Loss:
-# 0.802155, Acc: 0.727267"), closing after each epoch, above the line per epoch. number counts from 1, epoch from 0.
-RECIPES = {
+RECIPES = {  # a tutorial's model, and its settings: the defaults of the flags
     "batch-first": dict(
-        model=BatchFirst, hidden=128, layers=2, optimizer="Adam", lr=0.001, batch_size=100, test_batch_size=100,
-        epochs=5, normalize=False, log_interval=300,
-        opening="epoch {number}\n**********\n",
-        closing="Finish {number} epoch, Loss: {train_loss:.6f}, Acc: {train_acc:.6f}\n"
-        "Test Loss: {valid_loss:.6f}, Acc: {valid_acc:.6f}\n",
+        model=BatchFirst, cell="lstm", hidden=128, layers=2, optimizer="Adam", lr=0.001,
+        batch_size=100, test_batch_size=100, epochs=5, normalize=False, log_interval=300,
     ),
     "sgd": dict(
-        model=BatchFirst, hidden=50, layers=2, optimizer="SGD", lr=0.1, batch_size=64, test_batch_size=128,
-        epochs=30, normalize=True,
+        model=BatchFirst, cell="lstm", hidden=50, layers=2, optimizer="SGD", lr=0.1,
+        batch_size=64, test_batch_size=128, epochs=30, normalize=True,
     ),
     "last-hidden": dict(
-        model=LastHidden, hidden=64, layers=1, optimizer="Adam", lr=0.001, batch_size=50, test_batch_size=1000,
-        epochs=3, normalize=False, log_interval=50, running="{epoch}-{step}: accuracy:{first_batch}",
+        model=LastHidden, cell="lstm", hidden=64, layers=1, optimizer="Adam", lr=0.001,
+        batch_size=50, test_batch_size=1000, epochs=3, normalize=False, log_interval=50,
     ),
     "time-major": dict(
-        model=TimeMajor, hidden=100, layers=2, optimizer="Adadelta", lr=0.1, batch_size=64, test_batch_size=128,
-        epochs=10, normalize=True,
+        model=TimeMajor, cell="lstm", hidden=100, layers=2, optimizer="Adadelta", lr=0.1,
+        batch_size=64, test_batch_size=128, epochs=10, normalize=True,
     ),
 }  # fmt: skip
+MODEL_FLAGS = ("recipe", "cell", "hidden", "layers")  # these decide what the model is
+
+
+def flags():
+    """This script's parser."""
+    parser = common.parser(__file__, __doc__)
+    add = parser.add_argument
+    add("--recipe", choices=RECIPES, help="a tutorial's settings (default: batch-first)")
+    add("--cell", choices=CELLS, help="default: lstm; equations: an LSTM written out gate by gate")
+    add("--hidden", type=common.between(1, 4096), metavar="N", help="units per layer")
+    add("--layers", type=common.between(1, 100), metavar="N", help="stacked recurrent layers")
+    return parser
+
+
+class Run(common.Run):
+    """A run that prints `last-hidden`'s own line during training."""
+
+    def line(self, loss, acc):
+        """For `last-hidden`: epoch-step, both from 0, and the accuracy on the first test batch."""
+        if self.args.recipe != "last-hidden":
+            return super().line(loss, acc)
+        first_batch = next(iter(self.loaders[1]))
+        _, accuracy = test(self.net, [first_batch], nn.CrossEntropyLoss())
+        self.net.train()  # after test's eval()
+        return f"{len(self.history)}-{self.step - 1}: accuracy:{accuracy}"
 
 
 def main(argv=None):
     """Train, or predict (--predict); returns the model and its history, a record per epoch."""
-    parser = common.parser(__file__, __doc__)
-    add, natural = parser.add_argument, common.at_least(1)
-    add("--recipe", choices=RECIPES, default="batch-first", help="a tutorial's settings (default: batch-first)")
-    add("--cell", choices=CELLS, default="lstm", help="default: lstm; equations: the LSTM written out from its gates")
-    add("--hidden", type=natural, metavar="N", help="units per layer")
-    add("--layers", type=natural, metavar="N", help="stacked recurrent layers")
-    add("--parts", type=natural, metavar="N", help="CPU: parts of a batch, of 16 images at least (default: one a core)")
-    args = common.parse(parser, argv, RECIPES)  # each entry overridden by its flag
+    args = common.parse(flags(), argv, RECIPES, MODEL_FLAGS)
     torch.manual_seed(args.seed)
     model = args.model(28, args.hidden, args.layers, 10, CELLS[args.cell]).to(args.device)
-    if args.predict:  # loads --load-model and classifies the pictures
-        from support import predict
-
-        return predict.main(args, model)
-    train_loader, test_loader = common.loaders(args)  # MNIST's batches, on args.device; those for training shuffled
+    if args.predict:
+        return common.predict(args, model)
+    train_loader, test_loader = common.loaders(args)
     criterion = nn.CrossEntropyLoss()
-    variant = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update in fewer kernels
-    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **{variant: True})
-    state = dict(model=model, optimizer=optimizer, order=train_loader.generator)  # what --checkpoint saves
-    net = Parallel(model, args.parts, args.bf16)  # the same weights; splits batches over the CPU's cores
-
-    def first_batch():
-        """The accuracy on the first test batch, which `last-hidden` prints while it trains."""
-        _, accuracy = test(net, itertools.islice(test_loader, 1), criterion)
-        net.train()  # after test's eval()
-        return accuracy
-
-    # Prints the first line; --load-model and --checkpoint are read here. history: the epochs that are done already
-    with common.session(args, state, train_loader, test_loader) as history:
-        for epoch in range(len(history), args.epochs):
-            start = time.perf_counter()
-            progress = common.progress(args, epoch, len(train_loader), first_batch)
-            train_loss, train_acc = train(net, train_loader, criterion, optimizer, progress)
-            valid_loss, valid_acc = test(net, test_loader, criterion)  # "valid", as in the tutorials: the test set
-            # Adds to the history; saves what the flags ask for; prints the line per epoch
-            common.end_epoch(args, state, history, start, train_loss, train_acc, valid_loss, valid_acc)
-        common.finish(args, model, net, history, train_loader, test_loader)  # digit by digit; model file, pictures
-    return model, history
+    optimizer = common.optimizer(args, model)
+    with Run(args, model, optimizer, train_loader, test_loader) as run:
+        for epoch in run.epochs:
+            if args.recipe == "batch-first":
+                print(f"epoch {epoch + 1}\n**********")
+            train_loss, train_acc = train(run.net, train_loader, criterion, optimizer, run.progress)
+            valid_loss, valid_acc = test(run.net, test_loader, criterion)  # "valid": the test set
+            if args.recipe == "batch-first":
+                print(f"Finish {epoch + 1} epoch, Loss: {train_loss:.6f}, Acc: {train_acc:.6f}")
+                print(f"Test Loss: {valid_loss:.6f}, Acc: {valid_acc:.6f}")
+            run.end_epoch(train_loss, train_acc, valid_loss, valid_acc)
+        run.finish(model, run.net, test)
+    return model, run.history
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""A feed-forward network for MNIST: 784 → 256 → 256 → 10, with ReLU, as in its tutorial (docs/tutorials.md).
+"""A feed-forward network for MNIST: 784 → 256 → 256 → 10, as in the tutorial (docs/tutorials.md).
 
 python mlp_mnist.py                                  # SGD 0.01, batches of 20, 30 epochs
 python mlp_mnist.py --epochs 5 --lr 0.1              # any entry of the recipe can be overridden
 python mlp_mnist.py --save-model mlp.pth             # and later: --epochs 0 --load-model mlp.pth
 """
 
-import time
-
-import common
-from common import Parallel
+import common  # first: it names a missing package in one line
 
 import torch
 from torch import nn
@@ -32,32 +29,37 @@ class Net(nn.Module):
 
 
 def train(model, loader, criterion, optimizer, progress=None):
-    """Train on the loader's batches, on the model's device; returns loss and accuracy, the means over all images.
+    """Train for one epoch; return the mean loss and accuracy over all images.
 
-    Each batch is scored before its update. `progress(total, correct, count)`, if given, is called after each step.
+    Each batch is scored before its update. `progress(total, correct, count)`, if given, is called
+    after each step with the sums so far.
     """
+    device = next(model.parameters()).device
     model.train()
     total, correct, count = 0.0, 0, 0
     for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
         outputs = model(images)
         loss = criterion(outputs, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(labels)  # added up on the device: no step waits for a number
+        total += loss.detach() * len(labels)  # .item() would make each step wait for the device
         correct += (outputs.argmax(1) == labels).sum()
         count += len(labels)
         if progress:
-            progress(total, correct, count)  # updates the bar; prints a line every --log-interval steps
+            progress(total, correct, count)
     return float(total) / count, float(correct) / count
 
 
 def test(model, loader, criterion):
-    """Evaluate without gradients; returns loss and accuracy, the means over all images."""
+    """Evaluate without gradients; return the mean loss and accuracy over all images."""
+    device = next((parameter.device for parameter in model.parameters()), "cpu")
     model.eval()
     total, correct, count = 0.0, 0, 0
     with torch.no_grad():
         for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
             outputs = model(images)
             total += criterion(outputs, labels) * len(labels)
             correct += (outputs.argmax(1) == labels).sum()
@@ -65,49 +67,66 @@ def test(model, loader, criterion):
     return float(total) / count, float(correct) / count
 
 
-RECIPE = dict(
-    optimizer="SGD", lr=0.01, batch_size=20, test_batch_size=20, epochs=30, parts=1,
-    closing="epoch:{number} Training loss:{train_loss:.6f}\n",  # the tutorial's line, above the line per epoch
-)  # fmt: skip
+def report(model, loader, criterion, classes):
+    """Print the test loss, then the accuracy of each digit and of all, as the tutorial does."""
+    test_loss, _ = test(model, loader, criterion)
+    print(f"Test Loss: {test_loss:.6f}\n")
+    class_correct = [0] * 10
+    class_total = [0] * 10
+    with torch.no_grad():
+        for images, labels in loader:
+            correct = model(images).argmax(1) == labels
+            for label, is_correct in zip(labels.tolist(), correct.tolist()):
+                class_correct[label] += is_correct
+                class_total[label] += 1
+    for name, correct, total in zip(classes, class_correct, class_total):
+        percent = f"{100 * correct // total:2d}%" if total else "None"
+        print(f"The test accuracy of {name:>2} is : {percent} ({correct:2d}/{total:2d})")
+    correct, total = sum(class_correct), sum(class_total)
+    print(f"\nTest Accuracy (Overall): {100 * correct / total:.2f}% ({correct}/{total})")
+
+
+RECIPE = {
+    "optimizer": "SGD",
+    "lr": 0.01,
+    "batch_size": 20,
+    "test_batch_size": 20,
+    "epochs": 30,
+    "parts": 1,  # --compile needs whole batches
+    "compile": False,
+}
+
+
+def flags():
+    """This script's parser."""
+    parser = common.parser(__file__, __doc__)
+    about = "torch.compile the training step (plain SGD only)"
+    parser.add_argument("--compile", action="store_true", help=about)
+    return parser
 
 
 def main(argv=None):
     """Train, or predict (--predict); returns the model and its history, a record per epoch."""
-    parser = common.parser(__file__, __doc__)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the training step (plain SGD only)")
-    args = common.parse(parser, argv, {"mlp": RECIPE})  # the recipe's entries, each overridden by its flag
-    if args.compile and args.optimizer != "SGD":
-        parser.error(f"--compile trains with SGD, not with {args.optimizer}")
+    args = common.parse(flags(), argv, {"mlp": RECIPE})
     torch.manual_seed(args.seed)
     model = Net().to(args.device)
-    if args.predict:  # loads --load-model and classifies the pictures
-        from support import predict
-
-        return predict.main(args, model)
-    train_loader, test_loader = common.loaders(args)  # MNIST's batches, on args.device; those for training shuffled
+    if args.predict:
+        return common.predict(args, model)
+    train_loader, test_loader = common.loaders(args)
     criterion = nn.CrossEntropyLoss()
-    variant = common.OPTIMIZERS[args.optimizer]  # fused or foreach: the same update in fewer kernels
-    optimizer = getattr(torch.optim, args.optimizer)(model.parameters(), lr=args.lr, **{variant: True})
-    state = dict(model=model, optimizer=optimizer, order=train_loader.generator)  # what --checkpoint saves
-    # The same weights, computed in bfloat16 or over torchrun's processes
-    net = Parallel(model, 1, args.bf16) if args.bf16 or common.WORLD > 1 else model
-    train_epoch = train
-    if args.compile:
-        from support import compiled
-
-        train_epoch = compiled.training(net, criterion)  # is called as train is
-    # Prints the first line; --load-model and --checkpoint are read here. history: the epochs that are done already
-    with common.session(args, state, train_loader, test_loader) as history:
-        common.say(model)  # prints it, as the tutorial does
-        for epoch in range(len(history), args.epochs):
-            start = time.perf_counter()
-            progress = common.progress(args, epoch, len(train_loader))
+    optimizer = common.optimizer(args, model)
+    train_epoch = common.compiled_train(optimizer) if args.compile else train
+    with common.Run(args, model, optimizer, train_loader, test_loader) as run:
+        net, progress = run.net, run.progress
+        print(model)
+        for epoch in run.epochs:
             train_loss, train_acc = train_epoch(net, train_loader, criterion, optimizer, progress)
-            valid_loss, valid_acc = test(net, test_loader, criterion)  # "valid", as in a tutorial: the test set
-            # Adds to the history; saves what the flags ask for; prints the line per epoch
-            common.end_epoch(args, state, history, start, train_loss, train_acc, valid_loss, valid_acc)
-        common.finish(args, model, net, history, train_loader, test_loader)  # digit by digit; model file, pictures
-    return model, history
+            print(f"epoch:{epoch + 1} Training loss:{train_loss:.6f}")
+            valid_loss, valid_acc = test(net, test_loader, criterion)  # "valid": the test set
+            run.end_epoch(train_loss, train_acc, valid_loss, valid_acc)
+        report(net, test_loader, criterion, run.classes)
+        run.finish(model, net, test)
+    return model, run.history
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The Keras 3 side of speed.py: one recipe on one backend, an epoch to compile and warm up, then a timed one.
+"""Keras's side of speed.py: a recipe on one backend, an epoch to compile, then a timed one.
 
-python benchmarks/keras_mnist.py jax data '{"hidden": [256, 256], "lstm": false, …}'
+python benchmarks/keras_mnist.py jax data '{"hidden": 256, "layers": 2, "lstm": false, …}'
 
 Imports no torch, so that it runs where only Keras is installed. The last line it prints is JSON.
 """
 
-import gzip
+import importlib
 import json
 import os
 import sys
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 if len(sys.argv) != 4:
-    raise SystemExit(f"{__doc__}\nThree arguments: the backend, a data folder, the recipe; speed.py gives them.")
-BACKEND, DATA_DIR, RECIPE = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    raise SystemExit(f"{__doc__}\nspeed.py gives it a backend, a data folder and a recipe")
+BACKEND, DATA_DIR, RECIPE = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 os.environ["KERAS_BACKEND"] = BACKEND  # Keras reads it when it is imported
 
 import keras  # noqa: E402
@@ -23,11 +23,8 @@ from keras import layers  # noqa: E402
 
 
 def idx(name: str, header: int) -> np.ndarray:
-    """The bytes of an IDX file after its header, from the archive or, where there is none, the unpacked file."""
-    file = DATA_DIR / "MNIST" / "raw" / name
-    packed = file.with_name(f"{name}.gz")
-    data = gzip.decompress(packed.read_bytes()) if packed.exists() else file.read_bytes()
-    return np.frombuffer(data, np.uint8, offset=header)
+    """The bytes of an unpacked IDX file after its header."""
+    return np.fromfile(Path(DATA_DIR, "MNIST", "raw", name), np.uint8, offset=header)
 
 
 def read(part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -42,25 +39,14 @@ def read(part: str) -> tuple[np.ndarray, np.ndarray]:
 
 def network() -> keras.Model:
     """The recipe's network, with Keras's own initial values."""
-    if RECIPE["lstm"]:
-        last = len(RECIPE["hidden"]) - 1
-        body = [layers.LSTM(size, return_sequences=k < last) for k, size in enumerate(RECIPE["hidden"])]
-    else:
-        body = [layers.Flatten(), *(layers.Dense(size, "relu") for size in RECIPE["hidden"])]
+    hidden, last = RECIPE["hidden"], RECIPE["layers"] - 1
+    body = [] if RECIPE["lstm"] else [layers.Flatten()]
+    for k in range(RECIPE["layers"]):
+        if RECIPE["lstm"]:
+            body.append(layers.LSTM(hidden, return_sequences=k < last))
+        else:
+            body.append(layers.Dense(hidden, "relu"))
     return keras.Sequential([layers.Input((28, 28)), *body, layers.Dense(10)])
-
-
-def versions() -> str:
-    """Keras, the backend and what the backend computes on."""
-    if BACKEND == "jax":
-        import jax as backend
-
-        place = backend.devices()[0].platform
-    else:
-        import tensorflow as backend
-
-        place = "gpu" if backend.config.list_physical_devices("GPU") else "cpu"
-    return f"keras {keras.__version__} with {BACKEND} {backend.__version__} on the {place}"
 
 
 def main():
@@ -82,7 +68,11 @@ def main():
             verbose=0,
         ).history
         seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "accuracy": history["val_accuracy"][-1], "versions": versions()}))
+    version = importlib.import_module(BACKEND).__version__
+    device = keras.distribution.list_devices()[0]
+    versions = f"keras {keras.__version__} with {BACKEND} {version} on {device}"
+    accuracy = history["val_accuracy"][-1]
+    print(json.dumps({"seconds": seconds, "accuracy": accuracy, "versions": versions}))
 
 
 if __name__ == "__main__":

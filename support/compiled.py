@@ -1,26 +1,51 @@
 """--compile: the MLP's training step as a compiled graph."""
 
+import sys
 import warnings
 
 import torch
-from torch import nn
 
 PLAIN = torch.optim.SGD([torch.zeros(1)]).defaults
 
 
-def training(net: nn.Module, criterion):
-    """A `train` of the scripts' form for this network; each step is one graph: forward, backward and plain SGD.
+def training(optimizer):
+    """A `train` like the scripts' whose step is one graph: forward, backward and plain SGD.
 
-    The mathematics is that of the loop's own lines, without their many small calls, whose overhead counts at a batch of
-    20 (benchmarks/speed.py measures both). With CUDA it is a CUDA graph. `train` raises SystemExit with one line where
-    the optimizer is not plain SGD.
+    The mathematics is the loop's, without the overhead of many small calls, which counts at a batch
+    of 20 (benchmarks/speed.py measures both). On CUDA it is a CUDA graph. Ends in one line and
+    status 2 if the optimizer is not plain SGD.
     """
-    torch._dynamo.config.trace_autograd_ops = True  # gradients within the graph
-    warnings.filterwarnings("ignore", "TensorFloat32")  # torch recommends TF32, which rounds to 10 bits
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    check_plain(optimizer)
+    torch._dynamo.config.trace_autograd_ops = True  # so that the graph can hold autograd.grad
+    warnings.filterwarnings("ignore", "TensorFloat32")  # torch's advice to use it: 10-bit mantissas
+    steps = {}  # by model, compiled at its first epoch
+
+    def train(model, loader, criterion, optimizer, progress=None):
+        device = next(model.parameters()).device
+        if model not in steps:
+            steps[model] = compiled_step(model, criterion, device)
+        model.train()
+        # A number would be compiled into the graph, anew for each rate
+        lr = torch.tensor(optimizer.param_groups[0]["lr"], device=device)
+        total, correct, count = 0.0, 0, 0
+        for images, labels in loader:
+            batch_total, batch_correct = steps[model](images.to(device), labels.to(device), lr)
+            total += batch_total
+            correct += batch_correct
+            count += len(labels)
+            if progress:
+                progress(total, correct, count)
+        return float(total) / count, float(correct) / count
+
+    return train
+
+
+def compiled_step(model, criterion, device):
+    """One step as a graph: from images, labels and rate to the batch's loss and correct answers."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def step(images, labels, lr):
-        outputs = net(images)
+        outputs = model(images)
         loss = criterion(outputs, labels)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         with torch.no_grad():
@@ -29,24 +54,21 @@ def training(net: nn.Module, criterion):
                     parameter.sub_(lr * gradient)
         return loss.detach() * len(labels), (outputs.detach().argmax(1) == labels).sum()
 
-    device = parameters[0].device
     mode = "default" if device.type == "cpu" else "reduce-overhead"
-    compiled = torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
+    return torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
 
-    def train(model, loader, criterion, optimizer, progress=None):
-        group, *more = optimizer.param_groups
-        changed = [n for n, value in PLAIN.items() if n not in ("lr", "fused", "foreach") and group.get(n) != value]
-        if type(optimizer) is not torch.optim.SGD or more or changed:
-            what = " ".join(changed) or ("several groups" if more else type(optimizer).__name__)
-            raise SystemExit(f"--compile trains with plain SGD only, without {what}; omit it")
-        net.train()
-        lr = torch.tensor(group["lr"], device=device)  # as a number each rate would be compiled anew
-        total, correct, count = 0.0, 0, 0
-        for images, labels in loader:
-            loss, hits = compiled(images, labels, lr)
-            total, correct, count = total + loss, correct + hits, count + len(labels)
-            if progress:
-                progress(total, correct, count)
-        return float(total) / count, float(correct) / count
 
-    return train
+def check_plain(optimizer) -> None:
+    """Refuse anything but plain SGD."""
+    if type(optimizer) is not torch.optim.SGD:
+        strange = [type(optimizer).__name__]
+    elif len(optimizer.param_groups) > 1:
+        strange = ["several groups"]
+    else:
+        free = ("lr", "fused", "foreach")
+        group = optimizer.param_groups[0]
+        strange = [name for name in PLAIN if name not in free and group[name] != PLAIN[name]]
+    if strange:
+        what = f"without {' '.join(strange)}"
+        print(f"--compile trains with plain SGD only, {what}; omit it", file=sys.stderr)
+        raise SystemExit(2)

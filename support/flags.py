@@ -1,67 +1,90 @@
-"""Flags as people give them: misspelt, contradicting, with a model file that has settings of its own."""
+"""Checks of the flags: contradictions among them, and with a model file's settings."""
 
-import difflib
-import os
-import re
+from pathlib import Path
 
 import torch
 
-from support import SEVERAL, saving
+from support import files, model_files
 
-# The settings that a model needs
-MODEL = ["recipe", "cell", "hidden", "layers", "lines", "windows", "members", "normalize"]
+# What a run writes into --plot's folder
+PICTURES = ("samples.png", "curves.png", "confusion.png", "mistakes.png", "steps.png")
 
 
-def words(p, argv, recipes) -> list[str]:
-    """The words of a command line, behind flags for the settings of its `--load-model` file.
+def from_model_file(parser, given: dict, recipes: dict, model_flags) -> dict:
+    """The settings that `--load-model` brings: those its model needs, and its data set.
 
-    A flag that is unknown, or contradicts the file, ends in one line and status 2.
+    Ends in one line and status 2 if they are out of range or a given flag contradicts them.
     """
-    args, unknown = p.parse_known_args(argv)
-    if unknown:
-        name, flags = unknown[0].split("=")[0].replace("_", "-"), re.findall("--[a-z0-9-]+", p.format_usage())
-        near = [flag for flag in flags if flag.startswith(name)] or difflib.get_close_matches(name, flags, 1, 0.7)
-        p.error(f"there is no {unknown[0]}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    if not (path := args.load_model) or not path.exists():
-        return argv
-    _, settings = saving.read_model(path)
-    recipe = settings.get("recipe", args.recipe)
-    if recipe not in recipes:
-        p.error(f"{path} is a model of {settings.get('script')}, recipe {recipe}; use that script")
-    p.set_defaults(recipe=recipe)
-    own = [saving.flag(name, settings[name]) for name in [*MODEL[1:], "dataset"] if name in settings and name in args]
-    given = vars(p.parse_args([*own, *argv]))
-    for name in [*MODEL, *["dataset"] * bool(args.predict)]:
-        if name in settings and given.get(name) != settings[name]:
-            now, was = saving.flag(name, given.get(name)), saving.flag(name, settings[name])
-            p.error(f"{now}: {path} was trained with {was}; leave the flag out")
-    if given["hold_out"] > settings.get("hold_out", given["hold_out"]) and given["dataset"] == settings.get("dataset"):
-        p.error(f"--hold-out {given['hold_out']}: {path} was trained on some of those images; leave the flag out")
-    return [*own, *argv]
+    path = given["load_model"]
+    _, settings = model_files.read_model(path)
+    recipe = settings.get("recipe", next(iter(recipes)))
+    if recipe not in list(recipes):  # a damaged file's can have no hash
+        what = f"{path} is a model of {settings.get('script')!r}, recipe {recipe!r}"
+        parser.error(f"{what}; use that script")
+    needed = [*model_flags, "normalize"]
+    known = [name for name in [*needed, "dataset", "hold_out"] if name in settings]
+    parser.prefix = f"{path}: "  # the parser checks types and ranges
+    saved = vars(parser.parse_args([model_files.flag(name, settings[name]) for name in known]))
+    parser.prefix = ""
+    if "predict" in given:
+        needed.append("dataset")
+    for name in needed:
+        if name in given and name in saved and given[name] != saved[name]:
+            was, now = model_files.flag(name, saved[name]), model_files.flag(name, given[name])
+            parser.error(f"{now}: {path} was trained with {was}; leave the flag out")
+    held_out = saved.pop("hold_out", None)
+    its_data = saved.get("dataset"), settings.get("pictures")
+    our_data = given.get("dataset", saved.get("dataset")), given.get("pictures")
+    if held_out is not None and our_data == its_data and given.get("hold_out", 0) > held_out:
+        what = f"{path} was trained on some of those images"
+        parser.error(f"--hold-out {given['hold_out']}: {what}; leave the flag out")
+    return saved
 
 
-def check(p, args) -> None:
-    """Refuse flags that contradict each other and devices that are not there, with status 2 and one line.
+def written(args) -> list[tuple[str, Path]]:
+    """The files that a command writes, each with its flag."""
+    pairs = [("--save-model", args.save_model), ("--checkpoint", args.checkpoint)]
+    pairs.append(("--log", args.log))
+    if args.plot:
+        names = ["predictions.png"] if args.predict else PICTURES
+        pairs += [("--plot", args.plot / name) for name in names]
+    return [(flag, path) for flag, path in pairs if path]
 
-    Where a flag names a file, or torchrun started several processes, `args.saving` becomes what then does the work.
-    """
-    named = {}
-    for name in ("load_model", "save_model", "checkpoint", "log"):
-        if path := getattr(args, name):
-            flag, target = f"--{name.replace('_', '-')}", os.path.realpath(path)
-            if args.predict and name != "load_model":
-                p.error(f"--predict trains nothing: leave out {flag}")
-            if named.setdefault(target, flag) != flag:
-                p.error(f"{named[target]} and {flag} both name {path}; give each a file of its own")
-    if args.predict and not args.load_model:
-        p.error("--predict needs --load-model FILE, the trained model")
-    if SEVERAL:
+
+def check(parser, args, world: int) -> None:
+    """Refuse contradicting flags and missing devices, in one line with status 2."""
+    read = []
+    if args.load_model:
+        read.append(("--load-model", args.load_model))
+    if args.predict:
+        if not args.load_model:
+            parser.error("--predict needs --load-model FILE, the trained model")
+        for flag, _ in written(args):
+            if flag != "--plot":
+                parser.error(f"--predict trains nothing: leave out {flag}")
+        read += [("--predict", path) for path in args.predict]
+    if problem := files.conflict(written(args), read):
+        parser.error(problem)
+    if vars(args).get("compile") and args.parts > 1:
+        parser.error("--compile needs whole batches: leave out --parts")
+    if vars(args).get("compile") and (args.parts or 1) > 1:
+        parser.error("--compile needs whole batches: leave out --parts")
+    if world > 1:
         from support import processes
 
-        processes.check_flags(p, args)
-    if named or args.plot or SEVERAL:
-        args.saving = saving
+        processes.check_flags(parser, args)
     try:
         torch.ones(1, device=None if args.device == "auto" else args.device).item()
-    except Exception:  # each kind of device has its own way to say that it is not there
-        p.error(f"--device {args.device} is not available on this machine; use auto or cpu")
+    except Exception:  # each kind of device raises its own kind of error
+        parser.error(f"--device {args.device} is not available on this machine; use auto or cpu")
+    if args.plot:
+        check_drawing()
+
+
+def check_drawing() -> None:
+    """See that matplotlib works; SystemExit with one line if not."""
+    try:
+        from support import plots  # noqa: F401
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise SystemExit(f"--plot: {reason}; install matplotlib, or leave it out") from None

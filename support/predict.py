@@ -1,95 +1,55 @@
-"""--predict: any picture of a digit brought to MNIST's form, and the model's answer to it."""
+"""--predict: the model's answer to any picture of a digit."""
 
 import sys
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from support import saving
+from support import files, flags, model_files
+from support.pictures import read_picture
 
 
-def main(args, model: torch.nn.Module) -> tuple[torch.nn.Module, list]:
-    """Print `path: 7 (0.998)` for each picture of `--predict`, on stderr what is wrong with it; draw them for `--plot`.
+def classify(args, model: torch.nn.Module, classes: list[str]) -> None:
+    """Print `path: 7 (0.998)` for each picture of `--predict`; draw them for `--plot`.
 
-    Returns `(model, [])`, as training does. Raises SystemExit with status 1 if a picture has no answer.
+    What is wrong with a picture is a line on stderr. Raises SystemExit with status 1 if one has no
+    answer.
     """
-    if args.plot:
-        saving.check_plot(args.plot)
-    saving.load_model(args.load_model, model)
+    for _, path in flags.written(args):
+        files.check_writable(path)
+    model_files.load(args.load_model, model)
     model.eval()
     answers = []
     for path in args.predict:
         try:
             image = read_picture(path)
         except Exception as error:  # a broken file can raise anything that its decoder does
-            print(f"{path}: {' '.join(str(error).split())}; give a picture of one digit", file=sys.stderr)
+            reason = " ".join(str(error).split())
+            print(f"{path}: {reason}; give a picture of one digit", file=sys.stderr)
             continue
-        pixels = (image * 2 - 1 if args.normalize else image).to(args.device)
         with torch.no_grad():
-            probability = model(pixels[None, None])[0].float().softmax(0).cpu()
+            outputs = model(as_input(args, image))
+        probability = outputs[0].float().softmax(0).cpu()
         if not probability.isfinite().all():
-            raise SystemExit(f"{args.load_model}: the model's outputs are not finite; train it again")
-        print(f"{path}: {args.classes[probability.argmax()]} ({probability.max():.3f})", flush=True)
+            what = "the model's outputs are not finite; train it again"
+            raise SystemExit(f"{args.load_model}: {what}")
+        print(f"{path}: {classes[probability.argmax()]} ({probability.max():.3f})")
         answers.append((path.name, image, probability))
     if args.plot and answers:
-        from support import plots
+        from support import plots, steps
 
-        saving.write(args.plot / "predictions.png", plots.png(plots.predictions(answers, args.classes)))
+        of_steps = []
+        for _, image, _ in answers:
+            after = steps.after_each_step(model, as_input(args, image))
+            if after is not None:
+                of_steps.append(after[:, 0].softmax(1).cpu())
+        columns = bool(of_steps) and steps.reads_columns(model)
+        figure = plots.predictions(answers, classes, of_steps, columns)
+        files.write(args.plot / "predictions.png", plots.png(figure))
     if len(answers) < len(args.predict):
         raise SystemExit(1)
-    return model, []
 
 
-def read_picture(path: Path) -> torch.Tensor:
-    """A picture of one digit in MNIST's own form: float32 `(28, 28)`, light on dark, 0 to 1.
-
-    Any size, mode and colours: ink is what differs from the border's colour. The ink's box is scaled into 20 × 20 with
-    its proportions kept and placed by its centre of mass in 28 × 28, as MNIST's digits are (LeCun et al. 1998).
-    Raises OSError or ValueError for what is not a picture or has no digit in it.
-    """
-    with Image.open(path) as picture:
-        picture.draft(None, (560, 560))  # decodes a large JPEG at an eighth of its size
-        picture = ImageOps.exif_transpose(picture)
-        picture = picture.convert("F" if picture.mode[0] in "IF" else "RGBA")
-    picture.thumbnail((560, 560))
-    pixels = np.asarray(picture, dtype=np.float32)
-    if not np.isfinite(pixels).all():
-        raise ValueError("has pixels that are not finite")
-    colour = pixels[..., None] if pixels.ndim == 2 else on_one_ground(pixels)
-    border = np.concatenate([colour[0], colour[-1], colour[:, 0], colour[:, -1]])
-    ground = np.median(border, axis=0)
-    ink = np.linalg.norm(colour - ground, axis=-1)
-    # paper is never quite even: within twice the border's median deviation it is background
-    ink = np.clip(ink - 2 * np.median(np.linalg.norm(border - ground, axis=-1)), 0, None)
-    if not ink.max() > 0:
-        raise ValueError("is a single colour: it shows no digit")
-    ink /= ink.max()
-    rows, columns = (np.flatnonzero((ink > 0.15).any(axis)) for axis in (1, 0))
-    digit = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    scale = 20 / max(digit.size)
-    digit = np.asarray(digit.resize([max(1, round(scale * side)) for side in digit.size], Image.Resampling.BILINEAR))
-    digit = digit / digit.max()
-    top, left = (
-        int(np.clip(round(14 - (digit.sum(1 - axis) @ np.arange(n)) / digit.sum()), 0, 28 - n))
-        for axis, n in enumerate(digit.shape)
-    )
-    image = torch.zeros(28, 28)
-    image[top : top + digit.shape[0], left : left + digit.shape[1]] = torch.from_numpy(digit)
-    return image
-
-
-def on_one_ground(pixels: np.ndarray) -> np.ndarray:
-    """RGBA `(H, W, 4)` over a ground of one colour, as `(H, W, 3)`.
-
-    Where most is opaque the ground is its usual colour; else what is opaque is the digit, and the ground contrasts.
-    """
-    colour, alpha = pixels[..., :3], pixels[..., 3:] / max(pixels[..., 3].max(), 1)  # a faint digit is a digit, too
-    opaque = colour[alpha[..., 0] > 0.5]
-    if len(opaque) == 0:
-        return np.zeros_like(colour)
-    ground = np.median(opaque, axis=0)
-    if alpha.mean() < 0.5:
-        ground = np.full(3, 255.0 if ground.mean() < 128 else 0.0, dtype=np.float32)
-    return alpha * colour + (1 - alpha) * ground
+def as_input(args, image: torch.Tensor) -> torch.Tensor:
+    """An image `(28, 28)` from 0 to 1 as the model's batch `(1, 1, 28, 28)`."""
+    pixels = image * 2 - 1 if args.normalize else image
+    return pixels[None, None].to(args.device)

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import re
 import runpy
-import signal
 import subprocess
 import sys
 import threading
@@ -22,14 +21,16 @@ import mlp_mnist
 import modern_mnist
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("GPU_TO_TEST", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))  # for test_gpu.py alone
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the others expect the CPU's digits, wherever they run
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+os.environ.setdefault("GPU_TO_TEST", os.environ.get(VISIBLE, "0"))  # for test_gpu.py alone
+os.environ[VISIBLE] = ""  # the others expect the CPU's digits, wherever they run
 torch.set_num_threads(1)  # the data are small, and several processes share the cores
 
 
 def snippet(word: str, page: str = "README.md") -> str:
     """The page's Python block that contains the word."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     (block,) = [block for block in blocks if word in block]
     return block
 
@@ -43,16 +44,18 @@ def digits():
 def write_idx(path: Path, array: torch.Tensor) -> None:
     """A uint8 tensor as an IDX file."""
     sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
-    path.write_bytes(bytes([0, 0, 8, array.dim()]) + sizes + array.to(torch.uint8).numpy().tobytes())
+    data = array.to(torch.uint8).numpy().tobytes()
+    path.write_bytes(bytes([0, 0, 8, array.dim()]) + sizes + data)
 
 
 def first(n: int, m: int):
-    """A fixture: a torchvision MNIST root of unpacked files with the first n training and m test images."""
+    """A fixture: a torchvision root of the first n training and m test images, unpacked."""
 
     @pytest.fixture(scope="session")
     def folder(digits, tmp_path_factory):
         root = tmp_path_factory.mktemp("data")
-        (raw := root / "MNIST" / "raw").mkdir(parents=True)
+        raw = root / "MNIST" / "raw"
+        raw.mkdir(parents=True)
         for part, count, (images, labels) in zip(("train", "t10k"), (n, m), digits):
             write_idx(raw / f"{part}-images-idx3-ubyte", images[:count])
             write_idx(raw / f"{part}-labels-idx1-ubyte", labels[:count])
@@ -61,7 +64,8 @@ def first(n: int, m: int):
     return folder
 
 
-small, tiny = first(6000, 1010), first(250, 110)
+small = first(6000, 1010)
+tiny = first(250, 110)
 
 
 def untimed(text: str) -> str:
@@ -69,46 +73,47 @@ def untimed(text: str) -> str:
     return re.sub(r"Time \S+", "", text)
 
 
-has_bf16_lstm = torch.ops.mkldnn._is_mkldnn_bf16_supported  # a CPU without AVX512 cannot train one
-
-
 class Fork:
-    """One of the scripts as a process forked from one that has imported torch already: 0.1 s instead of 3.
+    """A script as a process forked from one that has imported torch already: 0.1 s instead of 3.
 
     Has what the tests need of subprocess.Popen.
     """
 
-    one_at_a_time = threading.Lock()  # start() polls all processes: if two threads poll one, its status is 255
-    server = multiprocessing.get_context("forkserver")
-    ours = ["common", "lstm_mnist", "mlp_mnist", "modern_mnist", "support.saving", "support.data"]
+    one_at_a_time = threading.Lock()  # start() polls all: if two threads poll one, it ends with 255
+    server = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    ours = ["lstm_mnist", "mlp_mnist", "modern_mnist", "support.folders", "support.run_files"]
     server.set_forkserver_preload([*ours, "torch._dynamo"])  # slow, and optimizers import it
 
     def __init__(self, *command, cwd=None, env=None):
-        (out, out_end), (err, err_end) = self.server.Pipe(duplex=False), self.server.Pipe(duplex=False)
+        out, out_end = self.server.Pipe(duplex=False)
+        err, err_end = self.server.Pipe(duplex=False)
         arguments = [str(ROOT / command[0]), *map(str, command[1:])]
-        where = str(cwd or os.getcwd()), env or {}
-        self.process = self.server.Process(target=self.run, args=(arguments, *where, out_end, err_end), daemon=True)
+        options = arguments, str(cwd or os.getcwd()), env or {}, out_end, err_end
+        self.process = self.server.Process(target=self.run, args=options, daemon=True)
         with self.one_at_a_time:
             self.process.start()
         self.pid = self.process.pid
-        for end in (out_end, err_end):
-            end.close()
-        self.stdout, self.stderr = (os.fdopen(os.dup(pipe.fileno()), encoding="utf-8") for pipe in (out, err))
+        out_end.close()
+        err_end.close()
+        self.stdout = os.fdopen(os.dup(out.fileno()), encoding="utf-8")
+        self.stderr = os.fdopen(os.dup(err.fileno()), encoding="utf-8")
 
     @staticmethod
     def run(arguments, cwd, env, out, err):
-        for number, end in ((1, out), (2, err)):
-            os.dup2(end.fileno(), number)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", encoding="utf-8")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.stdout = os.fdopen(1, "w", encoding=env.get("PYTHONIOENCODING", "utf-8"))
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace")
         torch.set_num_threads(1)
         os.chdir(cwd)
         os.environ.update(env)  # too late for what torch reads when it is imported
-        if "WORLD_SIZE" in env or ROOT not in Path(arguments[0]).parents:  # but not for ours, or copies of them
-            for name in [name for name in sys.modules if name.split(".")[0] in ("common", "support")]:
-                del sys.modules[name]
-        others = [folder for folder in sys.path if folder not in ("", str(ROOT))]  # a copy must not find support/ there
-        sys.argv, sys.path[:] = arguments, [str(Path(arguments[0]).parent), *others]
+        if "WORLD_SIZE" in env or ROOT not in Path(arguments[0]).parents:
+            for name in [*sys.modules]:  # a copy has a common of its own
+                if name.split(".")[0] in ("common", "support"):
+                    del sys.modules[name]
+        others = [folder for folder in sys.path if folder not in ("", str(ROOT))]
+        sys.path[:] = [str(Path(arguments[0]).parent), *others]  # a copy must not find support/
+        sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
 
     @property
@@ -135,33 +140,42 @@ def call(*command, **options) -> subprocess.CompletedProcess:
 
 def train(recipe, data, *flags):
     """What `main` of the script that has this recipe returns."""
-    script = {"mlp": mlp_mnist, "modern": modern_mnist}.get(recipe)
-    own = [] if script else ["--recipe", recipe]
-    return (script or lstm_mnist).main([*own, "--data-dir", str(data), "--device", "cpu", *map(str, flags)])
+    command = ["--data-dir", str(data), "--device", "cpu", *map(str, flags)]
+    if recipe == "mlp":
+        return mlp_mnist.main(command)
+    if recipe == "modern":
+        return modern_mnist.main(command)
+    return lstm_mnist.main(["--recipe", recipe, *command])
 
 
 def refused(main, argv, capsys) -> tuple[int, str]:
-    """The exit status of a command that must end before its first epoch, and its one line on stderr."""
+    """Exit status and the one line on stderr of a command that must end before its first epoch."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in argv])
     out, err = capsys.readouterr()
-    status, err = (stop.value.code, err) if isinstance(stop.value.code, int) else (1, f"{err}{stop.value.code}\n")
+    status = stop.value.code
+    if isinstance(status, str):  # Python prints it, and ends with 1
+        err += f"{status}\n"
+        status = 1
     assert "Epoch" not in out
     assert len(err.splitlines()) == 1, err
     return status, err
 
 
 def tutorial(forward, **layers):
-    """A network with a tutorial's attribute names; only a place for its state_dict and its forward step."""
+    """A network with a tutorial's attribute names: a place for its state_dict and forward step."""
     model = nn.ModuleDict(layers)
     model.forward = functools.partial(forward, model)
     return model
 
 
 def batch_first(hidden):
-    lstm, classifier = nn.LSTM(28, hidden, 2, batch_first=True), nn.Linear(hidden, 10)
-    return tutorial(lambda m, x: m.classifier(m.lstm(x.squeeze(1))[0][:, -1, :]), lstm=lstm, classifier=classifier)
+    return tutorial(
+        lambda m, x: m.classifier(m.lstm(x.squeeze(1))[0][:, -1, :]),
+        lstm=nn.LSTM(28, hidden, 2, batch_first=True),
+        classifier=nn.Linear(hidden, 10),
+    )
 
 
 TUTORIALS = {

@@ -11,7 +11,7 @@ import common
 import nbformat
 import pytest
 import torch
-from conftest import ROOT, call, snippet, untimed
+from conftest import ROOT, call, refused, snippet, untimed
 from nbclient import NotebookClient
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,123 +22,145 @@ import lstm_mnist
 import mlp_mnist
 import modern_mnist
 
-SCRIPTS = {"mlp_mnist.py": mlp_mnist.main, "lstm_mnist.py": lstm_mnist.main, "modern_mnist.py": modern_mnist.main}
-NEEDING = ["--save-model", "--load-model", "--checkpoint", "--log", "--plot", "--predict", "--compile"]
+SCRIPTS = {
+    "mlp_mnist.py": mlp_mnist.main,
+    "lstm_mnist.py": lstm_mnist.main,
+    "modern_mnist.py": modern_mnist.main,
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_and_common_alone_train_and_print_as_in_the_checkout(script, tiny, tmp_path, capsys):
-    for name in (script, "common.py"):
-        shutil.copy(ROOT / name, tmp_path)
+def test_a_script_and_common_alone_train_and_print_as_here(script, tiny, tmp_path, capsys):
+    shutil.copy(ROOT / script, tmp_path)
+    shutil.copy(ROOT / "common.py", tmp_path)
     flags = ["--data-dir", str(tiny), "--epochs", "2"]
     there = call(tmp_path / script, *flags, cwd=tmp_path)
-    assert (there.returncode, there.stderr) == (0, "")
     SCRIPTS[script](flags)
     assert untimed(there.stdout) == untimed(capsys.readouterr().out)
-    assert "Epoch 1. Train Loss" in there.stdout
+    assert there.stderr == ""
+    assert there.returncode == 0
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_flags_that_need_support_say_so_in_one_line(script, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "flags",
+    ["--save-model x", "--load-model x", "--checkpoint x", "--log x", "--plot x", "--predict x"]
+    + ["--compile"],
+)
+def test_a_flag_that_needs_support_says_so(flags, monkeypatch, capsys):
     monkeypatch.setattr(common, "SUPPORT", False)
-    for flag in NEEDING if script == "mlp_mnist.py" else NEEDING[:-1]:
-        with pytest.raises(SystemExit) as stop:
-            SCRIPTS[script]([flag, *[str(tmp_path / "x")] * (flag != "--compile")])
-        assert stop.value.code == 2
-        line = capsys.readouterr().err
-        assert f"{flag} needs the folder support/ beside common.py" in line
-        assert len(line.splitlines()) == 1
-    assert [*tmp_path.iterdir()] == []
+    status, line = refused(mlp_mnist.main, flags.split(), capsys)
+    needs = f"{flags.split()[0]} needs the folder support/ beside common.py; copy it too"
+    assert line == f"mlp_mnist.py: {needs} (--help lists the flags)\n"
+    assert status == 2
 
 
-def test_main_without_support_takes_a_notebooks_flags(tiny, monkeypatch, capsys):
+@pytest.mark.parametrize("argv", ["--epochs 1", ["--epochs", 1], None])
+def test_main_without_support_takes_a_notebooks_flags(argv, tiny, monkeypatch, capsys):
+    """As one string, as a list with numbers, or none: a kernel has flags of its own."""
     monkeypatch.setattr(common, "SUPPORT", False)
-    monkeypatch.setattr(common, "DATA_DIR", tiny)
+    monkeypatch.setitem(common.DEFAULTS, "data_dir", tiny)
+    monkeypatch.setitem(mlp_mnist.RECIPE, "epochs", 1)
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     monkeypatch.setattr(sys, "argv", ["kernel.py", "-f", "kernel.json"])
-    monkeypatch.setitem(mlp_mnist.RECIPE, "epochs", 1)
-    for argv in ("--epochs 1", ["--epochs", 1], None):
-        assert len(mlp_mnist.main(argv)[1]) == 1
+    _, history = mlp_mnist.main(argv)
+    assert [record["epoch"] for record in history] == [0]
 
 
 def pasted(script, *names):
     """The classes and functions of these names from a script's text, run with torch alone."""
+    namespace = {"torch": torch, "nn": nn}
     body = ast.parse((ROOT / script).read_text(encoding="utf-8")).body
     parts = [node for node in body if getattr(node, "name", None) in names]
-    assert [node.name for node in parts] == list(names)
-    namespace = {"torch": torch, "nn": nn}
     exec(compile(ast.Module(parts, []), script, "exec"), namespace)
     return [namespace[name] for name in names]
 
 
-@pytest.mark.parametrize("kind", ["Net", "BatchFirst", "LastHidden", "TimeMajor", "RowsAndColumns"])
-def test_a_pasted_model_and_loop_train_with_torch_alone(kind, small):
-    script = {"Net": "mlp_mnist.py", "RowsAndColumns": "modern_mnist.py"}.get(kind, "lstm_mnist.py")
-    *_, Model, train, test = pasted(script, *["Windows"] * (script == "modern_mnist.py"), kind, "train", "test")
+def alone(model, optimizer):
+    """What most scripts' train needs besides: nothing."""
+    return []
+
+
+def todays(model, optimizer):
+    """What modern_mnist.py's train needs besides."""
+    return [LambdaLR(optimizer, lambda step: 1.0), AveragedModel(model)]
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "sizes", "besides"),
+    [
+        ("mlp_mnist.py", "Net", (), alone),
+        ("lstm_mnist.py", "BatchFirst", (28, 32, 1, 10), alone),
+        ("lstm_mnist.py", "LastHidden", (28, 32, 1, 10), alone),
+        ("lstm_mnist.py", "TimeMajor", (28, 32, 1, 10), alone),
+        ("modern_mnist.py", "RowsAndColumns", (16, 1, 10, 4), todays),
+    ],
+)
+def test_a_pasted_model_and_loop_train_with_torch_alone(script, name, sizes, besides, small):
+    Model, train, test = pasted(script, name, "train", "test")
     torch.manual_seed(1)
-    model = Model() if kind == "Net" else Model(28, 32, 1, 10) if "lstm" in script else Model(16, 1, 10, 1, True)
+    model = Model(*sizes)
     (images, labels), (test_images, test_labels) = common.read(small)
-    loader = DataLoader(TensorDataset(images[:2000, None] / 255, labels[:2000]), 64, shuffle=True)
-    test_loader = DataLoader(TensorDataset(test_images[:, None] / 255, test_labels), 128)
-    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.AdamW(model.parameters(), 0.01)
-    more = [LambdaLR(optimizer, lambda step: 1.0), AveragedModel(model)] if kind == "RowsAndColumns" else []
-    told = []
-    (first, _), (second, accuracy) = (
-        train(model, loader, criterion, optimizer, *more, lambda *so_far: told.append(so_far)) for _ in range(2)
-    )
+    images, test_images = images[:2000, None] / 255, test_images[:, None] / 255
+    loader = DataLoader(TensorDataset(images, labels[:2000]), 64, shuffle=True)
+    test_loader = DataLoader(TensorDataset(test_images, test_labels), 128)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    counts = []
+
+    def progress(total, correct, count):
+        counts.append(count)
+
+    needed = [criterion, optimizer, *besides(model, optimizer)]
+    first, _ = train(model, loader, *needed, progress)
+    second, accuracy = train(model, loader, *needed)
     assert second < first
     assert accuracy > 0.4
-    assert [count for *_, count in told] == 2 * [*range(64, 2000, 64), 2000]
-    outputs = model(test_images[:, None] / 255)
-    expected = criterion(outputs, test_labels).item(), (outputs.argmax(1) == test_labels).float().mean().item()
-    assert test(model, test_loader, criterion) == pytest.approx(expected, rel=1e-4)
+    assert counts == [*range(64, 2000, 64), 2000]
+    outputs = model(test_images)
+    right = (outputs.argmax(1) == test_labels).float().mean().item()
+    expected = pytest.approx((criterion(outputs, test_labels).item(), right), rel=1e-4)
+    assert test(model, test_loader, criterion) == expected
     assert not model.training
 
 
-def test_main_in_a_notebook(tiny, tmp_path):
-    """In a real kernel, whose stdout is not a file: README's cell, an interrupt."""
-    cells = f"""
-import signal, sys, torch
+IMPORTS = """
+import signal, sys
 from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-import mlp_mnist, lstm_mnist
-common = mlp_mnist.common
-common.DATA_DIR = Path({str(tiny)!r})
----
-mlp_mnist.RECIPE["epochs"] = 2
-model, history = mlp_mnist.main()
-_, again = mlp_mnist.main(["--data-dir", common.DATA_DIR, "--epochs", 2])
-assert [r["valid_loss"] for r in history] == [r["valid_loss"] for r in again]
-assert isinstance(model, mlp_mnist.Net)
-model(torch.rand(3, 1, 28, 28)).argmax(1)
----
-{snippet("main(")}
-assert isinstance(model, lstm_mnist.LastHidden)
-assert [r["epoch"] for r in history] == [0]
----
-say, steps = common.say, []
-def interrupted(*words, **how):
-    say(*words, **how)
-    steps.append(words)
-    if len(steps) == 50:  # within the fourth epoch of 13 steps
-        signal.raise_signal(signal.SIGINT)
-common.say = interrupted
-try:
-    mlp_mnist.main("--epochs 100000 --checkpoint c.pt --log-interval 1")
-except KeyboardInterrupt:
-    pass
-_, history = mlp_mnist.main("--epochs 0 --checkpoint c.pt")
-assert len(history) == 3
+sys.path.insert(0, {root!r})
+import common, lstm_mnist, mlp_mnist
+common.DEFAULTS["data_dir"] = Path({data!r})
 """
+INTERRUPTED = """
+line = common.Run.line
+def interrupting(run, loss, acc):
+    if len(run.history) == 3:
+        signal.raise_signal(signal.SIGINT)
+    return line(run, loss, acc)
+common.Run.line = interrupting
+try:
+    mlp_mnist.main("--epochs 5 --checkpoint c.pt --log-interval 1")
+except KeyboardInterrupt:
+    print("interrupted")
+common.Run.line = line
+mlp_mnist.main("--epochs 5 --checkpoint c.pt")
+"""
+
+
+def test_main_in_a_notebook(tiny, tmp_path):
+    """In a real kernel, whose stdout is not a file: README's cell, and an interrupt."""
+    cells = [IMPORTS.format(root=str(ROOT), data=str(tiny)), snippet(".main("), INTERRUPTED]
     notebook = nbformat.v4.new_notebook()
-    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells.split("---\n")]
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(tmp_path))
-    sys.modules.pop("ipykernel", None)  # the client's; by it a script knows that it is in a notebook
-    texts = ["".join(out.text for out in cell.outputs if out.output_type == "stream") for cell in notebook.cells]
-    assert texts[1].count("Epoch 1. Train Loss") == 2
-    assert "\rEpoch 1:   0%" in texts[1]  # the bar
-    assert "Test Accuracy (Overall)" in texts[2]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["c.pt", "last-hidden.pt"]
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    NotebookClient(notebook, kernel_name="python3").execute(cwd=str(tmp_path))
+    sys.modules.pop("ipykernel", None)  # the client's; by it a script knows a notebook
+    texts = []
+    for cell in notebook.cells:
+        texts.append("".join(output.get("text", "") for output in cell.outputs))
+    assert "\rEpoch 0:   0%" in texts[1]  # the bar
+    assert "Epoch 0. Train Loss: " in texts[1]
+    assert "interrupted\n" in texts[2]
+    assert "c.pt: resuming after epoch 2\n" in texts[2]
+    assert "Epoch 4. Train Loss: " in texts[2]
 
 
 @pytest.mark.parametrize("missing", ["torch", "tqdm"])
@@ -148,24 +170,27 @@ def test_a_missing_package_is_one_line(script, missing, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for name in (missing, "tqdm.auto", "common"):
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(SystemExit, match=f"^{missing} is missing: pip install -r requirements.txt$"):
+    with pytest.raises(SystemExit, match=f"^{missing} is missing: pip install -r req"):
         runpy.run_path(ROOT / script)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_main_returns_the_model_and_its_history_and_leaves_all_else_as_it_was(script, tiny, monkeypatch, capsys):
-    def state():
-        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-        return handlers, torch.get_num_threads(), sys.stdout, sys.stderr
+def outside():
+    """What a run must leave as it was."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return handlers, torch.get_num_threads(), sys.stdout, sys.stderr
 
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_main_leaves_all_else_as_it_was(script, tiny, monkeypatch, capsys):
+    """Also where a run ends with an exception."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    before = state()
-    _, history = SCRIPTS[script](["--data-dir", str(tiny), "--epochs", "2"])
-    assert state() == before
-    monkeypatch.setattr(common, "end_epoch", lambda *_: 1 / 0)
+    before = outside()
+    flags = ["--data-dir", str(tiny), "--epochs", "1"]
+    SCRIPTS[script](flags)
+    assert outside() == before
+    monkeypatch.setattr(common.Run, "end_epoch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        SCRIPTS[script](["--data-dir", str(tiny), "--epochs", "2"])
-    assert state() == before
+        SCRIPTS[script](flags)
+    assert outside() == before
     torch.set_num_threads(threads)
-    assert [r["epoch"] for r in history] == [0, 1]

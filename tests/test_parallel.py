@@ -1,80 +1,162 @@
-"""common.Parallel: a batch in parts has the outputs, gradients and training of the whole, whatever model is in it."""
+"""common.Parallel gives what the bare model does, also one that parts of a batch would change."""
 
+import copy
+import io
+import multiprocessing
+import os
+import random
 import threading
-import time
+from types import SimpleNamespace
 
 import common
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
 import lstm_mnist
-import modern_mnist
+import mlp_mnist
 from lstm_mnist import BatchFirst, EquationsLSTM, LastHidden, TimeMajor
-
-OURS = {
-    "batch-first": lambda: BatchFirst(28, 9, 2, 10),
-    "gru": lambda: LastHidden(28, 9, 1, 10, nn.GRU),
-    "equations": lambda: LastHidden(28, 9, 2, 10, EquationsLSTM),
-    "time-major": lambda: TimeMajor(28, 9, 2, 10),
-    "modern": lambda: modern_mnist.RowsAndColumns(8, 1, 10, windows=True),
-}
+from modern_mnist import RowsAndColumns
+from support.parallel import pool
 
 
 class Own(nn.Module):
-    """Somebody's model: layers, an LSTM's last output, layers; then `end`, a function."""
+    """Somebody's model: two layers, and between them what people write."""
 
-    def __init__(self, *after, before=nn.Identity, end=lambda x: x, frozen=None, **lstm):
+    def __init__(self, change=None, layer=None, keep=None, kept=None, end=None):
         super().__init__()
-        self.before, self.lstm, self.end = before(), nn.LSTM(28, 12, batch_first=True, **lstm), end
-        self.after, self.classifier = nn.Sequential(*after), nn.Linear(12, 10)
-        self.unused = nn.Linear(3, 3) if frozen == "unused" else None
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name != frozen)
+        self.first = nn.Linear(784, 12)
+        self.layer = layer or nn.Identity()
+        self.last = nn.Linear(12, 10)
+        self.change, self.keep, self.kept, self.end = change, keep, kept, end
 
     def forward(self, x):
-        return self.end(self.classifier(self.after(self.lstm(self.before(x).squeeze(1))[0][:, -1])))
+        h = self.first(x.flatten(1)).tanh()
+        if self.keep:
+            self.kept = self.keep(self.kept, h)
+        if self.change:
+            h = self.change(h)
+        outputs = self.last(self.layer(h))
+        return self.end(outputs) if self.end else outputs
 
 
-class Bright(nn.Module):
-    """A layer of its own answers for bright images; a batch that has none does not use it."""
-
+class Noise(nn.Module):
     def __init__(self):
         super().__init__()
-        self.usual, self.bright = nn.Linear(784, 10), nn.Linear(784, 10)
+        self.generator = torch.Generator()
 
     def forward(self, x):
-        out, bright = self.usual(x.flatten(1)), x.mean((1, 2, 3)) > 0.25
-        return torch.where(bright[:, None], self.bright(x.flatten(1)), out) if bright.any() else out
+        return x + torch.rand(x.shape, generator=self.generator)
 
 
-class Function(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.forward = function
+def appended(kept, h):
+    return [*kept, h.detach()]
 
 
-WHOLE = {  # what has to see the whole batch
-    "nn.LSTM(dropout=…)": lambda: Own(num_layers=2, dropout=0.5),
-    "F.dropout": lambda: Own(end=lambda x: F.dropout(x, 0.3)),
-    "nn.Dropout, pixels changed in place": lambda: Own(nn.Dropout(0.5), before=lambda: Function(lambda x: x.sub_(0.5))),
-    "batch norm": lambda: Own(nn.BatchNorm1d(12)),
-    "batch norm of the batch alone": lambda: Own(nn.BatchNorm1d(12, track_running_stats=False)),
+def gradients(kept, h):
+    """Those of a hidden state, for a picture of what the network looks at."""
+    if h.requires_grad:
+        h.register_hook(kept.append)
+    return kept
+
+
+def centred(h):
+    return h - h.mean(0)
+
+
+def zeros_at_the_end():
+    """Behind statistics of the batch, which no output shows at first."""
+    model = Own(centred, nn.LayerNorm(12))
+    nn.init.zeros_(model.last.weight)
+    return model
+
+
+def hooked():
+    model = Own()
+    model.first.weight.register_hook(lambda gradient: 0.1 * gradient)
+    return model
+
+
+WHOLE = {
+    "a hidden state is kept": lambda: Own(keep=lambda _, h: h),
+    "hidden states are listed": lambda: Own(keep=appended, kept=[]),
+    "gradients are listed": lambda: Own(keep=gradients, kept=[]),
+    "a counter": lambda: Own(keep=lambda kept, _: kept + 1, kept=0),
+    "statistics by hand": lambda: Own(centred),
+    "statistics in training": lambda: Own(lambda h: centred(h) if torch.is_grad_enabled() else h),
+    "F.batch_norm": lambda: Own(lambda h: F.batch_norm(h, None, None, training=True)),
+    "nn.BatchNorm1d": lambda: Own(layer=nn.BatchNorm1d(12)),
+    "zeros at the end": zeros_at_the_end,
+    "images change": lambda: nn.Sequential(nn.Threshold(0.5, 0, inplace=True), Own()),
+    "a parameter's hook": hooked,
+    "nn.Dropout": lambda: Own(layer=nn.Dropout(0.3)),
+    "F.dropout": lambda: Own(lambda h: F.dropout(h, 0.3)),
+    "random": lambda: Own(lambda h: -h if random.random() < 0.1 else h),
+    "np.random": lambda: Own(lambda h: -h if np.random.rand() < 0.1 else h),
+    "a generator": lambda: Own(layer=Noise()),
     "two outputs": lambda: Own(end=lambda x: (x, x[:, :3])),
     "outputs by name": lambda: Own(end=lambda x: {"out": x}),
-    "classes first": lambda: Own(end=lambda x: x.T),
     "a single number": lambda: Own(end=lambda x: x.logsumexp(1).mean()),
+    "classes first": lambda: Own(end=lambda x: x.T),
 }
+
+
+class Bright(nn.Linear):
+    """Answers for bright images; a part that has none does not use the weights."""
+
+    def forward(self, x):
+        bright = x.mean((1, 2, 3)) > 0.25
+        x = x.flatten(1)
+        if not bright.any():
+            return x[:, :10]
+        return torch.where(bright[:, None], super().forward(x), x[:, :10])
+
+
+def frozen():
+    model = Own()
+    model.first.requires_grad_(False)
+    return model
+
+
 PARTED = {
-    "frozen": lambda: Own(frozen="lstm.weight_ih_l0"),
-    "unused": lambda: Own(frozen="unused"),
-    "layers without parameters": lambda: Own(nn.ReLU(), Function(torch.tanh)),
-    "layer norm": lambda: Own(nn.LayerNorm(12)),
-    "bright": Bright,
+    "batch-first": lambda: BatchFirst(28, 9, 2, 10),
+    "last-hidden": lambda: LastHidden(28, 9, 1, 10, nn.GRU),
+    "equations": lambda: LastHidden(28, 9, 2, 10, EquationsLSTM),
+    "time-major": lambda: TimeMajor(28, 9, 2, 10),
+    "mlp": mlp_mnist.Net,
+    "modern": lambda: RowsAndColumns(8, 1, 10, 1, windows=True),
+    "frozen": frozen,
+    "used by some parts": lambda: Bright(784, 10),
+    "layer norm": lambda: Own(layer=nn.LayerNorm(12)),
+    "batch norm in evaluation": lambda: Own(layer=nn.BatchNorm1d(12).eval()),
 }
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """The sizes of the batches, or parts, that models get once they have been tried."""
+    sizes = []
+    compute = common.Parallel.compute
+
+    def spy(self, images):
+        sizes.append(len(images))
+        return compute(self, images)
+
+    monkeypatch.setattr(common.Parallel, "compute", spy)
+    return sizes
+
+
+def bare(model):
+    return model
+
+
+def in_parts(model):
+    return common.Parallel(model, 3)
 
 
 def batches():
@@ -90,42 +172,135 @@ def criterion(outputs):
 
 
 def trained(build, wrap):
-    """Train for some steps; returns losses, gradients, outputs in evaluation, state_dict; and the parts' sizes."""
-    torch.manual_seed(1)
-    model, sizes, losses = build(), [], []
+    """Train for some steps; returns what came of it, and the outputs in evaluation then.
+
+    Losses, gradients, what the model holds, the next random numbers.
+    """
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(1)
+    model = build()
     net = wrap(model)
-    hook = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.5, weight_decay=0.01)
-    net.train()
+    losses = []
     for images in 2 * batches():
         loss = criterion(net(images.clone()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-    hook.remove()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    held = [copy.deepcopy(model.state_dict()), getattr(model, "kept", None)]
+    training = [losses, gradients, held, random.random(), np.random.rand(), torch.rand(2)]
     net.eval()
-    torch.manual_seed(1)
     with torch.no_grad():
-        outputs = [net(images.clone()) for images in batches()]
-    return (losses, [p.grad for p in model.parameters()], outputs, model.state_dict()), sizes
+        return training, [net(images.clone()) for images in batches()]
 
 
-@pytest.mark.parametrize("kind", [*OURS, *WHOLE, *PARTED])
-def test_it_trains_as_the_model_alone(kind):
-    build = {**OURS, **WHOLE, **PARTED}[kind]
-    expected, _ = trained(build, lambda model: model)
-    result, sizes = trained(build, lambda model: common.Parallel(model, 3))
-    assert (sizes[-1] < 41) == (kind not in WHOLE)
-    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_parts_would_change_is_computed_whole_and_a_line_says_so(kind, sizes, capsys):
+    training, outputs = trained(WHOLE[kind], in_parts)
+    line = capsys.readouterr().err
+    expected, expected_outputs = trained(WHOLE[kind], bare)
+    torch.testing.assert_close(training, expected, rtol=0, atol=0)
+    torch.testing.assert_close(outputs, expected_outputs)
+    assert sizes[:6] == [70, 70, 41] * 2
+    assert line.count("\n") == line.count(": its batches are computed whole: ") == 1
+
+
+@pytest.mark.parametrize("kind", PARTED)
+def test_what_parts_do_not_change_is_computed_in_parts(kind, sizes, capsys):
+    result = trained(PARTED[kind], in_parts)
+    assert max(sizes) < 41
+    assert capsys.readouterr().err == ""
+    torch.testing.assert_close(result, trained(PARTED[kind], bare), rtol=1e-4, atol=1e-5)
+
+
+def test_time_first_outputs_keep_their_shape():
+    """Halves of 56 images, put together, had the shape (56, 28, 10)."""
+    model = Own(end=lambda x: x.expand(28, -1, -1))
+    images = torch.rand(56, 1, 28, 28)
+    assert torch.equal(common.Parallel(model, 2)(images), model(images))
+
+
+def test_a_hook_is_called_once_for_each_batch():
+    model, features = Own(), []
+    net = in_parts(model)
+    net(batches()[0])  # in parts
+    hook = model.first.register_forward_hook(lambda layer, inputs, out: features.append(out))
+    for images in batches():
+        net(images)
+    hook.remove()
+    torch.testing.assert_close(features, [model.first(x.flatten(1)) for x in batches()])
+
+
+def saved_and_loaded(net):
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, AveragedModel, saved_and_loaded])
+def test_a_copy_works(copied, used):
+    model, images = BatchFirst(28, 9, 2, 10), batches()[0]
+    net = in_parts(model)
+    if used:
+        net(images)
+    torch.testing.assert_close(copied(net)(images), model(images))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_computes_the_same():
+    net, images = in_parts(BatchFirst(28, 9, 2, 10)).requires_grad_(False), batches()[0]
+    expected = net(images)
+
+    def compute():
+        assert torch.equal(net(images), expected)
+
+    child = multiprocessing.get_context("fork").Process(target=compute)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_one_within_another_ends():
+    """Parts of the one waited for the thread that computed a part of the other."""
+    model = Own()
+    inner = in_parts(model)
+    images = torch.rand(150, 1, 28, 28)
+    inner(images)
+    torch.testing.assert_close(in_parts(inner)(images), model(images))
+
+
+def test_all_share_the_threads_of_a_process(monkeypatch):
+    monkeypatch.setattr(common, "CORES", 2)
+    in_parts(Own())(batches()[0])
+    before = threading.enumerate()
+    in_parts(Own())(batches()[0])
+    assert threading.enumerate() == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_without_parameters_work():
+    quantized = torch.ao.quantization.quantize_dynamic(mlp_mnist.Net(), {nn.Linear})
+    for model in (nn.Flatten(), quantized):
+        torch.testing.assert_close(in_parts(model)(batches()[0]), model(batches()[0]))
+
+
+def test_outputs_that_need_no_gradient_need_none():
+    class Teacher(Own):
+        forward = torch.no_grad()(Own.forward)
+
+    assert not in_parts(Teacher())(batches()[0]).requires_grad
 
 
 def test_digits_depend_on_the_parts_and_not_on_the_threads_or_support(monkeypatch):
     def digits(cores, parts, support=True):
         monkeypatch.setattr(common, "CORES", cores)
         monkeypatch.setattr(common, "SUPPORT", support)
-        result, _ = trained(OURS["batch-first"], lambda model: common.Parallel(model, parts))
-        return torch.cat([each.flatten() for each in tree_leaves(result)])
+        _, outputs = trained(PARTED["batch-first"], lambda model: common.Parallel(model, parts))
+        return torch.cat(outputs)
 
     first = digits(1, 4)
     assert torch.equal(digits(3, 4), first)
@@ -133,117 +308,88 @@ def test_digits_depend_on_the_parts_and_not_on_the_threads_or_support(monkeypatc
     assert not torch.equal(digits(3, 2), first)
 
 
-def test_every_part_has_sixteen_images_or_more_and_about_125_in_evaluation():
-    sizes, model = [], OURS["gru"]()
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    net = common.Parallel(model, 4)
-
-    def seen(n):
-        sizes.clear()
-        net(torch.rand(n, 1, 28, 28))
-        return sorted(sizes)
-
-    assert [seen(n) for n in (1, 31, 32, 63)] == [[1], [31], [16, 16], [21, 21, 21]]
-    assert seen(1000) == [250] * 4
-    with torch.no_grad():
-        assert seen(102) == [25, 25, 26, 26]
-        assert seen(1000) == [125] * 8
+@pytest.mark.parametrize(
+    ("n", "recording", "parts"),
+    [
+        (31, True, [31]),
+        (63, True, [21, 21, 21]),
+        (1000, True, [250] * 4),
+        (102, False, [25, 25, 26, 26]),
+        (1000, False, [125] * 8),
+    ],
+)
+def test_parts_have_sixteen_images_or_more_and_about_125_in_evaluation(n, recording, parts, sizes):
+    with torch.set_grad_enabled(recording):
+        common.Parallel(mlp_mnist.Net(), 4)(torch.rand(n, 1, 28, 28))
+    assert sorted(sizes) == parts
 
 
 @pytest.mark.parametrize(
-    ("cores", "size", "flags", "parts"),
-    [(2, 64, [], 2), (8, 100, [], 6), (8, 20, [], 1), (2, 64, ["--parts", "9"], 4), (8, 64, ["--parts", "3"], 3)],
+    ("flags", "parts"),
+    [(["--batch-size", 64], 3), (["--batch-size", 32], 2), (["--parts", 4], 4)],
 )
-def test_there_is_one_part_per_core_unless_told(monkeypatch, tiny, capsys, cores, size, flags, parts):
-    """What main returns is the bare model."""
-    monkeypatch.setattr(common, "CORES", cores)
-    sizes = ["--batch-size", str(size), "--hidden", "3", "--dry-run", "--data-dir", str(tiny)]
-    model, (record,) = lstm_mnist.main([*sizes, *flags])
-    assert record["parts"] == parts
-    assert (f"batch {size} in {parts} parts," if parts > 1 else f"batch {size}, ") in capsys.readouterr().out
-    assert [type(model), *model.state_dict()] == [BatchFirst, *BatchFirst(28, 3, 2, 10).state_dict()]
-    assert not {"forward", *model._forward_hooks, *model._forward_pre_hooks} & vars(model).keys()
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_each_part_has_one_thread_and_autocast_in_training_alone(bf16, monkeypatch):
-    monkeypatch.setattr(common, "CORES", 2)
-    both, notes = threading.Barrier(2, timeout=60), []  # the parts wait for each other
-
-    def note(out):
-        both.wait()
-        notes.append((threading.get_ident(), torch.get_num_threads(), out.dtype))
-        return out
-
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), Function(note))
-    net = common.Parallel(model, 2, bf16)
-    outputs = net(torch.rand(64, 1, 28, 28))
-    outputs.sum().backward()
-    assert outputs.dtype == model[1].weight.grad.dtype == torch.float32
-    net.eval()(torch.rand(64, 1, 28, 28))
-    assert [len({thread for thread, *_ in notes[k : k + 2]}) for k in (0, 2)] == [2, 2]
-    training = torch.bfloat16 if bf16 else torch.float32
-    assert [note[1:] for note in notes] == [(1, training)] * 2 + [(1, torch.float32)] * 2
-
-
-def test_bf16_says_in_one_line_where_it_cannot(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    with pytest.raises(SystemExit, match=r"^--bf16: .* no bfloat16 .*leave it out$"):
-        lstm_mnist.main(["--dry-run", "--data-dir", str(tiny), "--bf16"])
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-def test_images_get_gradients_and_an_autocast_around_it_holds_within(autocast):
-    model, results = OURS["gru"](), []
-    for net in (model, common.Parallel(model, 3)):
-        images = batches()[0].requires_grad_(not autocast)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            outputs = net(images)
-        assert outputs.dtype == (torch.bfloat16 if autocast else torch.float32)
-        wanted = [*model.parameters()] if autocast else [images]
-        results.append([outputs, *torch.autograd.grad(criterion(outputs.float()), wanted)])
-    torch.testing.assert_close(*results)
-
-
-def test_a_second_derivative_raises():
-    net = common.Parallel(OURS["equations"](), 2)
-    loss = net(torch.rand(40, 1, 28, 28)).square().sum()
-    gradients = torch.autograd.grad(loss, [*net.parameters()], create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        sum(gradient.square().sum() for gradient in gradients).backward()
-
-
-@pytest.mark.parametrize("failing", [0, 2])
-def test_an_error_in_a_part_is_raised_when_all_have_ended(failing, monkeypatch):
-    """The first part is the calling thread's."""
+def test_there_is_one_part_per_core_unless_told(monkeypatch, tiny, flags, parts):
     monkeypatch.setattr(common, "CORES", 3)
-    model, ended = nn.Linear(1, 10), []
+    _, (record,) = lstm_mnist.main(["--hidden", 3, "--dry-run", "--data-dir", tiny, *flags])
+    assert record["parts"] == parts
 
-    def forward(x):
-        part = x[0, 0, 0, 0].item()
-        if part == failing:
-            raise ZeroDivisionError(f"part {failing}")
-        time.sleep(0.2)
-        ended.append(part)
-        return model.weight.T + x.flatten(1)[:, :1]
 
-    monkeypatch.setattr(model, "forward", forward)
-    x = torch.arange(3.0).repeat_interleave(16).view(-1, 1, 1, 1).expand(48, 1, 28, 28)
-    with pytest.raises(ZeroDivisionError, match=f"part {failing}"):
-        common.Parallel(model, 3)(x)
-    assert sorted(ended) == sorted({0, 1, 2} - {failing})
+def test_each_thread_computes_alone():
+    assert pool(1, os.getpid()).submit(torch.get_num_threads).result() == 1
+
+
+def test_bf16_is_for_training_alone():
+    net = common.Parallel(mlp_mnist.Net(), 2, bf16=True)
+    outputs = net(batches()[0])
+    assert outputs.dtype == torch.float32
+    assert torch.equal(outputs, outputs.bfloat16())
+    outputs = net.eval()(batches()[0])
+    assert not torch.equal(outputs, outputs.bfloat16())
+
+
+@pytest.mark.parametrize("ops", [{}, {"_is_mkldnn_bf16_supported": lambda: False}])
+def test_bf16_says_in_one_line_where_it_cannot(ops, monkeypatch):
+    """On Apple silicon torch cannot even be asked."""
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**ops))
+    with pytest.raises(SystemExit, match=r"^--bf16: .* no bfloat16 .*leave it out$"):
+        common.Parallel(BatchFirst(28, 3, 1, 10), bf16=True)
+
+
+def test_images_get_gradients():
+    model, images = LastHidden(28, 9, 1, 10, nn.GRU), batches()[0].requires_grad_()
+    gradient, expected = (
+        torch.autograd.grad(net(images).sin().sum(), images) for net in (in_parts(model), model)
+    )
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_an_autocast_around_it_holds_within():
+    model = mlp_mnist.Net()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, expected = in_parts(model)(batches()[0]), model(batches()[0])
+    assert outputs.dtype == torch.bfloat16
+    torch.testing.assert_close(outputs, expected)
 
 
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
 def test_evaluation_records_no_gradients(without):
-    model, x = OURS["batch-first"](), batches()[0]
+    model = BatchFirst(28, 9, 2, 10)
     with without():
-        outputs, expected = common.Parallel(model, 3)(x), model(x)
+        outputs = in_parts(model)(batches()[0])
     assert not outputs.requires_grad
-    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(outputs, model(batches()[0]).detach())
 
 
-def test_two_outputs_in_bfloat16_are_both_float32():
-    layers = nn.Flatten(), nn.Linear(784, 10), Function(lambda x: (x, x[:, :3]))
-    outputs = common.Parallel(nn.Sequential(*layers), 3, bf16=True)(batches()[0])
-    assert [(each.shape, each.dtype) for each in outputs] == [((70, 10), torch.float32), ((70, 3), torch.float32)]
+@pytest.mark.parametrize("failing", [0, 2])
+def test_an_error_in_any_part_is_raised(failing, monkeypatch):
+    """The first part is the calling thread's."""
+
+    def compute(self, images):
+        if images.max() == failing:
+            raise ZeroDivisionError
+        return self.model(images)
+
+    monkeypatch.setattr(common.Parallel, "compute", compute)
+    images = torch.arange(3.0).repeat_interleave(16).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+    with pytest.raises(ZeroDivisionError):
+        in_parts(Own())(images)

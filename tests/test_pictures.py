@@ -45,7 +45,9 @@ def transparent(grey, ink):
 def photographed(grey, k):
     """Dark on paper that is lit from one side, with the sensor's noise."""
     share = np.asarray(grey, dtype=float) / 255
-    light = np.linspace(150, 215, share.shape[1])[None] + np.random.default_rng(k).normal(0, 4, share.shape)
+    light = np.linspace(150, 215, share.shape[1])[None] + np.random.default_rng(k).normal(
+        0, 4, share.shape
+    )
     return Image.fromarray(np.clip(light * (1 - share) + 40 * share, 0, 255).astype(np.uint8))
 
 
@@ -54,14 +56,30 @@ TURNED = Image.Exif()
 TURNED[0x112] = 6  # "turn by 90 degrees to see it upright"
 KINDS = {  # name: (picture of digit number k, format, options)
     "off-centre": (on_canvas, "png", {}),
-    "dark on light, off-centre, JPEG": (lambda d, k: ImageOps.invert(on_canvas(d, k)), "jpeg", {"quality": 50}),
+    "dark on light, off-centre, JPEG": (
+        lambda d, k: ImageOps.invert(on_canvas(d, k)),
+        "jpeg",
+        {"quality": 50},
+    ),
     "without a margin": (lambda d, k: ImageOps.invert(d.crop(d.getbbox())), "png", {}),
     "equally bright colours": (lambda d, k: coloured(on_canvas(d, k), RED, GREEN), "png", {}),
     "palette": (lambda d, k: coloured(on_canvas(d, k), BLUE, CREAM).quantize(16), "png", {}),
     "transparent, dark": (lambda d, k: transparent(on_canvas(d, k), 0), "png", {}),
-    "16-bit": (lambda d, k: Image.fromarray(60000 - np.asarray(on_canvas(d, k)).astype(np.uint16) * 200), "png", {}),
-    "CMYK": (lambda d, k: coloured(on_canvas(d, k), BLUE, CREAM).convert("CMYK"), "jpeg", {"quality": 80}),
-    "EXIF rotation": (lambda d, k: on_canvas(d, k).rotate(90, expand=True), "jpeg", {"quality": 90, "exif": TURNED}),
+    "16-bit": (
+        lambda d, k: Image.fromarray(60000 - np.asarray(on_canvas(d, k)).astype(np.uint16) * 200),
+        "png",
+        {},
+    ),
+    "CMYK": (
+        lambda d, k: coloured(on_canvas(d, k), BLUE, CREAM).convert("CMYK"),
+        "jpeg",
+        {"quality": 80},
+    ),
+    "EXIF rotation": (
+        lambda d, k: on_canvas(d, k).rotate(90, expand=True),
+        "jpeg",
+        {"quality": 90, "exif": TURNED},
+    ),
     "faint": (lambda d, k: transparent(d.point(lambda value: value // 3), 0), "png", {}),
     "floats": (lambda d, k: Image.fromarray(np.asarray(d, np.float32) / 255), "tiff", {}),
     "photographed": (lambda d, k: photographed(on_canvas(d, k), k), "jpeg", {"quality": 80}),
@@ -90,7 +108,9 @@ def test_a_picture_is_read_as_the_original_image(kind, digits, trained):
     assert agree.float().mean() >= 0.97
 
 
-def test_answers_come_in_order_and_are_drawn_and_what_has_none_is_a_line(digits, trained, tmp_path, capsys):
+def test_answers_come_in_order_and_are_drawn_and_what_has_none_is_a_line(
+    digits, trained, tmp_path, capsys
+):
     odd, picture = tmp_path / "odd", Image.fromarray(np.pad(np.full((60, 20), 255, np.uint8), 40))
     (odd / "folder.png").mkdir(parents=True)
     picture.save(odd / "whole.png")
@@ -104,7 +124,9 @@ def test_answers_come_in_order_and_are_drawn_and_what_has_none_is_a_line(digits,
     picture.save(odd / "animated.gif", save_all=True, append_images=[ImageOps.invert(picture)] * 3)
     for value in ("inf", "nan"):
         Image.fromarray(np.pad(np.float32([[value]]), 9)).save(odd / f"{value}.tiff")
-    usual = {tmp_path / f"{k} $x_{{$.png": k for k in (3, 0, 2)}  # would be mathematics in a title of matplotlib's
+    usual = {
+        tmp_path / f"{k} $x_{{$.png": k for k in (3, 0, 2)
+    }  # would be mathematics in a title of matplotlib's
     for path, k in usual.items():
         Image.fromarray(digits[1][0][k].numpy()).save(path)
     first, *others = usual
@@ -114,12 +136,20 @@ def test_answers_come_in_order_and_are_drawn_and_what_has_none_is_a_line(digits,
     assert end.value.code == 1
     out, err = (text.splitlines() for text in capsys.readouterr())
     answers = [re.fullmatch(r"(.+): (\d) \([01]\.\d{3}\)", line).groups() for line in out]
-    answered = [path for path in paths if path in usual or path.name in ("animated.gif", "whole.png")]
+    answered = [
+        path for path in paths if path in usual or path.name in ("animated.gif", "whole.png")
+    ]
     assert [path for path, _ in answers] == [str(path) for path in answered]
     assert all(
-        int(answer) == digits[1][1][usual[path]] for path, (_, answer) in zip(answered, answers) if path in usual
+        int(answer) == digits[1][1][usual[path]]
+        for path, (_, answer) in zip(answered, answers)
+        if path in usual
     )
-    assert [line.split(": ")[0] for line in err] == [str(path) for path in paths if path not in answered]
-    assert Image.open(tmp_path / "p" / "predictions.png").height == pytest.approx(len(answered) * 190, abs=1)
+    assert [line.split(": ")[0] for line in err] == [
+        str(path) for path in paths if path not in answered
+    ]
+    assert Image.open(tmp_path / "p" / "predictions.png").height == pytest.approx(
+        len(answered) * 190, abs=1
+    )
     mlp_mnist.main(["--load-model", trained, "--predict", first])  # all can be read: status 0
     assert capsys.readouterr().out == f"{out[0]}\n"
