@@ -181,9 +181,10 @@ class Parallel(nn.Module):
 
     Evaluation takes parts of about 125 images. If parts would change the results, batches stay
     whole, and a line on stderr says why: a copy of the model is tried on the first batch of
-    training and of evaluation. It does not notice trained tensors that are not parameters, or state
-    outside the model. Second derivatives, torch.func and exporting this wrapper do not work; export
-    `model`. `bf16` trains in bfloat16; SystemExit if the device has none.
+    training and of evaluation. It does not notice trained tensors that are not parameters, state
+    outside the model, or outputs that do not depend on the batch while their gradients do. Second
+    derivatives, torch.func and exporting this wrapper do not work; export `model`. `bf16` trains in
+    bfloat16; SystemExit if the device has none.
     """
 
     def __init__(self, model, parts=CORES, bf16=False):
@@ -226,7 +227,7 @@ class Parallel(nn.Module):
         # Threads would not see the caller's autocast
         if images.requires_grad or torch.is_autocast_enabled("cpu"):
             return True
-        reason = "it has hooks" if has_hooks(self.model) else self.tried(images)
+        reason = "it has hooks, or another forward" if has_hooks(self.model) else self.tried(images)
         if reason and not self.told and RANK == 0:
             name = type(self.model).__name__
             print(f"{name}: its batches are computed whole: {reason}", file=sys.stderr)
@@ -252,8 +253,10 @@ def check_bf16(model: nn.Module) -> None:
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether hooks would see parts of a batch."""
+    """Whether hooks, or a replaced forward, would see parts of a batch."""
     for module in model.modules():
+        if "forward" in vars(module):
+            return True
         if module._forward_hooks or module._forward_pre_hooks:
             return True
         if module._backward_hooks or module._backward_pre_hooks:
@@ -281,6 +284,10 @@ def effect_of_parts(model: nn.Module, images: torch.Tensor) -> str:
         for parameter in model.parameters():
             # Zeros in the last layer would hide what comes before it
             parameter.add_(0.01 * torch.randn_like(parameter))
+    seen = set()
+    for module in model.modules():  # it can keep something only until forward ends
+        module.register_forward_pre_hook(lambda *_: seen.add(attributes(model)))
+    images = torch.rand_like(images)  # in equal ones statistics of the batch would not show
     batch = images.clone()
     before, drawn = contents(model), contents(random_states(images.device))
     whole = model(batch)
@@ -291,7 +298,7 @@ def effect_of_parts(model: nn.Module, images: torch.Tensor) -> str:
         whole.sum().backward()  # in which it can keep something, too
     if contents(random_states(images.device)) != drawn:
         return "it draws random numbers"
-    if contents(model) != before:
+    if len(seen) > 1 or contents(model) != before:
         return "it keeps something from a batch"
     if not torch.equal(batch, images):
         return "it changes its images"
@@ -300,6 +307,14 @@ def effect_of_parts(model: nn.Module, images: torch.Tensor) -> str:
     if len(whole) != len(images) or not torch.allclose(outputs, whole, **near):
         return "its outputs for an image depend on the others"
     return ""
+
+
+def attributes(model: nn.Module) -> bytes:
+    """What the modules hold besides parameters, buffers and submodules."""
+    held = []
+    for module in model.modules():
+        held.append({name: value for name, value in vars(module).items() if name[0] != "_"})
+    return contents(held)
 
 
 def random_states(device: torch.device) -> list:

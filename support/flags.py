@@ -65,8 +65,6 @@ def check(parser, args, world: int) -> None:
         read += [("--predict", path) for path in args.predict]
     if problem := files.conflict(written(args), read):
         parser.error(problem)
-    if vars(args).get("compile") and args.parts > 1:
-        parser.error("--compile needs whole batches: leave out --parts")
     if vars(args).get("compile") and (args.parts or 1) > 1:
         parser.error("--compile needs whole batches: leave out --parts")
     if world > 1:
