@@ -183,8 +183,8 @@ class Parallel(nn.Module):
     whole, and a line on stderr says why: a copy of the model is tried on the first batch of
     training and of evaluation. It does not notice trained tensors that are not parameters, state
     outside the model, or outputs that do not depend on the batch while their gradients do. Second
-    derivatives, torch.func and exporting this wrapper do not work; export `model`. `bf16` trains in
-    bfloat16; SystemExit if the device has none.
+    derivatives, a second backward, torch.func and exporting this wrapper do not work; export
+    `model`. `bf16` trains in bfloat16; SystemExit if the device has none.
     """
 
     def __init__(self, model, parts=CORES, bf16=False):
@@ -192,7 +192,7 @@ class Parallel(nn.Module):
         self.model = model
         self.parts = parts
         self.bf16 = bf16
-        self.reasons = {}  # why not to split a batch, by the modes of modules and of autograd
+        self.reasons = {}  # by the modes of modules and of autograd
         self.told = False
         if bf16:
             check_bf16(model)
@@ -235,11 +235,18 @@ class Parallel(nn.Module):
         return reason != ""
 
     def tried(self, images) -> str:
-        """The result of `why_whole`, tried once for each combination of modes."""
-        modes = torch.is_grad_enabled(), *(module.training for module in self.model.modules())
-        if modes not in self.reasons:
-            self.reasons[modes] = why_whole(self.model, images)
-        return self.reasons[modes]
+        """The result of `why_whole`; tried anew if a plain attribute of the model has changed."""
+        modes, values = [torch.is_grad_enabled()], []
+        for module in self.model.modules():
+            modes.append(module.training)
+            values += [
+                each for each in vars(module).values() if isinstance(each, (int, float, str))
+            ]
+        reason, tried_with = self.reasons.get(tuple(modes), ("", None))
+        if not reason and values != tried_with:
+            reason = why_whole(self.model, images)
+            self.reasons[tuple(modes)] = reason, values
+        return reason
 
 
 def check_bf16(model: nn.Module) -> None:

@@ -30,7 +30,8 @@ def read_part(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
                 images.append(as_bytes(path))
                 labels.append(label)
             except Exception as error:  # a broken picture can make its decoder raise anything
-                unreadable.append(f"{path}: {' '.join(str(error).split())}")
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                unreadable.append(f"{path}: {reason}")
     if unreadable:
         count = f"{len(unreadable)} of {len(unreadable) + len(labels)} pictures"
         raise SystemExit(f"{unreadable[0]}; {count} in {folder} cannot be read; remove them")

@@ -49,8 +49,14 @@ def read(path: Path, remedy: str):
                 raise ValueError("a checksum is wrong")  # which torch.load does not look at
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # strange bytes can raise anything in the decoder
-        reason = "is damaged, or holds something other than weights"
+        reason = "is damaged, or holds something other than weights, such as a whole model"
         raise SystemExit(f"{path}: {reason}; {remedy}") from None
+
+
+def check(path: Path) -> None:
+    """See that a file is a model file, or empty or new; SystemExit with one line if not."""
+    if path.exists() and path.stat().st_size > 0 and not zipfile.is_zipfile(path):
+        raise SystemExit(f"{path}: is not a model file; name a new one")
 
 
 def read_model(path: Path) -> tuple[dict, dict]:
@@ -124,7 +130,7 @@ def load(path: Path, model: torch.nn.Module) -> int:
         if not state.keys() & own.keys():
             consume_prefix_in_state_dict_if_present(state, prefix)
     if problem := misfit(state, own):
-        remedy = "use the script and the flags that it was trained with"
+        remedy = "use the script and flags that it was trained with, or rename its entries"
         raise SystemExit(f"{path}: {problem}; {remedy}")
     model.load_state_dict(state)
     if not settings:
@@ -138,8 +144,7 @@ def misfit(state: dict, own: dict) -> str:
     missing = [name for name in own if name not in state]
     strange = [name for name in state if name not in own]
     if missing or strange:
-        names = f"has {listed(strange)} where the model has {listed(missing)}"
-        return f"{names} (if they are the same, rename them)"
+        return f"has {listed(strange)} where the model has {listed(missing)}"
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
             return f"{name} is not an ordinary tensor"

@@ -23,7 +23,7 @@ def classify(args, model: torch.nn.Module, classes: list[str]) -> None:
         try:
             image = read_picture(path)
         except Exception as error:  # a broken file can raise anything that its decoder does
-            reason = " ".join(str(error).split())
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             print(f"{path}: {reason}; give a picture of one digit", file=sys.stderr)
             continue
         with torch.no_grad():

@@ -23,6 +23,8 @@ def opened(run):
         files.check_writable(path)
     if args.log:
         log.check(args.log)
+    if args.save_model:
+        model_files.check(args.save_model)  # a slip would replace somebody's script
     with contextlib.ExitStack() as stack:
         history = []
         if args.load_model:

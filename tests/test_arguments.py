@@ -63,6 +63,7 @@ def test_bad_flags(command, tiny, tmp_path, monkeypatch, capsys):
 WRITTEN = ["--save-model", "--checkpoint", "--log"]
 PATHS = [
     "--log text.txt",  # which is not one
+    "--save-model text.txt",
     "--load-model ~no-such-user/m.pth",
     "--load-model missing.pth",
     "--load-model folder",

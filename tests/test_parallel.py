@@ -240,6 +240,17 @@ def test_equal_images_in_the_first_batch_hide_no_statistics(first, sizes):
     assert sizes == [70]
 
 
+def test_dropout_that_is_switched_on_later_is_noticed(sizes):
+    """Parts drew random numbers on two threads: another result in each run."""
+    model = Own(layer=nn.Dropout(0.0))
+    net = in_parts(model)
+    net(batches()[0])
+    model.layer.p = 0.3
+    sizes.clear()
+    net(batches()[0])
+    assert sizes == [70]
+
+
 def test_time_first_outputs_keep_their_shape():
     """Halves of 56 images, put together, had the shape (56, 28, 10)."""
     model = Own(end=lambda x: x.expand(28, -1, -1))
