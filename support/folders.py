@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from support.pictures import FORMATS, read_picture
+from support.pictures import open_picture, read_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -46,7 +45,7 @@ def read_part(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def as_bytes(path: Path) -> torch.Tensor:
     """A picture as bytes `(28, 28)`; unchanged if it is grey, light on dark and 28 × 28 already."""
-    with Image.open(path, formats=FORMATS) as picture:
+    with open_picture(path) as picture:
         if picture.size == (28, 28) and picture.mode == "L":
             pixels = np.array(picture)
             border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

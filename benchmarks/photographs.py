@@ -1,0 +1,172 @@
+"""How many photographed digits are read right, by what is wrong with them: about 4 minutes.
+
+python benchmarks/photographs.py --digits 35           # of each kind; default: 100
+
+Three models are trained first. The photographs are made from MNIST's first test images: drawn
+large, dark on paper, with a camera's noise, as JPEG. The first row is those images themselves.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from measuring import common, lstm_mnist, machine, run, table, torch
+from PIL import Image, ImageFilter
+
+import mlp_mnist
+import modern_mnist
+from support import model_files
+from support.pictures import read_picture
+
+COMMANDS = {
+    "lstm_mnist.py": lambda: lstm_mnist.BatchFirst(28, 128, 2, 10),
+    "mlp_mnist.py --epochs 5 --lr 0.1": mlp_mnist.Net,
+    "modern_mnist.py --epochs 2": lambda: modern_mnist.RowsAndColumns(128, 1, 10, 2),
+}
+KINDS = {  # what is wrong with the photographs of each kind
+    "large": set(),
+    "thin pen": {"thin"},
+    "light from one side": {"side"},
+    "dark corners": {"corners"},
+    "specks": {"specks"},
+    "a frame's edge": {"edge"},
+    "blue ink": {"blue"},
+    "blurred": {"blurred"},
+    "all of these": {"thin", "side", "corners", "specks", "edge", "blue", "blurred"},
+}
+
+
+def stroke_width(on: np.ndarray) -> float:
+    """The mean width of strokes, in pixels: twice their area over their outline."""
+    outline = (on[1:] != on[:-1]).sum() + (on[:, 1:] != on[:, :-1]).sum()
+    return 2 * on.sum() / (np.pi / 4 * outline)  # steps along a slanting line are longer than it
+
+
+def thinned(on: np.ndarray, width: float) -> np.ndarray:
+    """Strokes `(H, W)`, booleans, peeled to a mean width (Zhang and Suen 1984)."""
+    on = np.pad(on, 1)
+    changed = True
+    while changed and stroke_width(on) > width:
+        changed = False
+        for first in (True, False):
+            north, south = np.roll(on, 1, 0), np.roll(on, -1, 0)
+            east, west = np.roll(on, -1, 1), np.roll(on, 1, 1)
+            around = [
+                north, np.roll(north, -1, 1), east, np.roll(south, -1, 1),
+                south, np.roll(south, 1, 1), west, np.roll(north, 1, 1),
+            ]  # fmt: skip
+            count = np.sum(around, 0)
+            starts = np.sum([~a & b for a, b in zip(around, around[1:] + around[:1])], 0)
+            if first:
+                inside = (north & east & south) | (east & south & west)
+            else:
+                inside = (north & east & west) | (north & south & west)
+            outer = on & (count >= 2) & (count <= 6) & (starts == 1) & ~inside
+            if outer.any():
+                on = on & ~outer
+                changed = True
+    return on[1:-1, 1:-1]
+
+
+def drawn(digit: np.ndarray, height: int, thin: bool, random: np.random.Generator) -> np.ndarray:
+    """A test image with sharp strokes, 0 to 1; 20 of its pixels become `height`."""
+    picture = Image.fromarray(digit)
+    if thin:  # strokes of a fortieth to a twentieth of the height; MNIST's are an eighth
+        fine = np.asarray(picture.resize((168, 168), Image.Resampling.BICUBIC)) > 127
+        fine = thinned(fine, random.uniform(1, 4))
+        picture = Image.fromarray(fine.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))
+    side = round(height * 28 / 20)
+    share = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)) / 255
+    return np.clip((share - 0.4) / 0.2, 0, 1)
+
+
+def photograph(digit: np.ndarray, faults: set, random: np.random.Generator) -> Image.Image:
+    """A test image `(28, 28)` as a photograph of a digit on paper with these faults."""
+    share = drawn(digit, random.integers(200, 400), "thin" in faults, random)
+    side = len(share)
+    margins = random.integers(0, side // 3, 4)
+    share = np.pad(share, (margins[:2], margins[2:]))
+    height, width = share.shape
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    light = np.ones_like(share)
+    if "side" in faults:
+        angle = random.uniform(0, 2 * np.pi)
+        light *= 0.8 + 0.15 * (np.cos(angle) * x + np.sin(angle) * y)
+    if "corners" in faults:  # of the lens, or a shadow over one of them
+        if random.random() < 0.5:
+            light *= 1 - random.uniform(0.3, 0.6) * ((x**2 + y**2) / 2) ** 2
+        else:
+            across, down = random.choice([-1, 1], 2)
+            light *= 1 - 0.6 / (1 + np.exp(-8 * (across * x + down * y - 1.2)))
+    if "specks" in faults:
+        for _ in range(random.integers(3, 9)):
+            centre_y, centre_x = random.uniform(-1, 1), random.uniform(-1, 1)
+            radius = random.uniform(1, 5)
+            far = np.hypot((y - centre_y) * height / 2, (x - centre_x) * width / 2)
+            speck = np.clip(radius - far + 0.5, 0, 1)
+            share = np.maximum(share, random.uniform(0.2, 1) * speck)
+    if "edge" in faults:  # a slanting band along one side or two
+        for across in random.permutation([x, -x, y, -y])[: random.integers(1, 3)]:
+            along = y if across is x else x
+            band = across + 0.02 * random.uniform(-1, 1) * along > 1 - random.uniform(0.02, 0.08)
+            share = np.maximum(share, random.uniform(0.2, 1) * band)
+    paper = np.array([235, 230, 215])
+    ink = np.array([40, 60, 150] if "blue" in faults else [45, 45, 50])
+    colour = light[..., None] * (paper + share[..., None] * (ink - paper))
+    if "blurred" in faults:
+        sharp = Image.fromarray(colour.astype(np.uint8))
+        blur = ImageFilter.GaussianBlur(random.uniform(0.01, 0.025) * side)
+        colour = np.asarray(sharp.filter(blur), float)
+    colour = colour + random.normal(0, 4, colour.shape)
+    return Image.fromarray(np.clip(colour, 0, 255).round().astype(np.uint8))
+
+
+def trained(folder: str) -> list[torch.nn.Module]:
+    """The three models, trained by their scripts."""
+    models = []
+    file = Path(folder, "model.pth")
+    for command, build in COMMANDS.items():
+        run([sys.executable, *command.split(), "--save-model", file])
+        model = build()
+        model_files.load(file, model)
+        models.append(model.eval())
+    return models
+
+
+def read(faults: set, digits: torch.Tensor, folder: str) -> torch.Tensor:
+    """Photographs of the digits `(n, 28, 28)` with these faults, as the models get them."""
+    images = []
+    file = Path(folder, "photograph.jpg")
+    for k, digit in enumerate(digits):
+        picture = photograph(digit.numpy(), faults, np.random.default_rng([1, k]))
+        picture.save(file, quality=85)
+        try:
+            images.append(read_picture(file))
+        except ValueError:  # no digit found: not read right
+            images.append(torch.zeros(28, 28))
+    return torch.stack(images)[:, None]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--digits", type=common.COUNT, default=100, metavar="N")
+    args = parser.parse_args()
+    _, (digits, labels) = common.read(common.DEFAULTS["data_dir"])
+    digits, labels = digits[: args.digits], labels[: args.digits]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        models = trained(folder)
+        inputs = {"as MNIST has them": common.to_float(digits)}
+        for kind, faults in KINDS.items():
+            inputs[kind] = read(faults, digits, folder)
+        for kind, images in inputs.items():
+            right = [(model(images).argmax(1) == labels).sum().item() for model in models]
+            rows.append([kind, len(labels), *right])
+    table(["photographs", "n", *(f"`{command}`" for command in COMMANDS)], rows)
+    print(f"\n{machine()}; how many are read right")
+
+
+if __name__ == "__main__":
+    main()
