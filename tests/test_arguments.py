@@ -1,13 +1,14 @@
 """Bad flags and paths: one line that names them, before anything is trained or written."""
 
 import os
+import shutil
 import sys
 
 import common
 
 import pytest
 import torch
-from conftest import refused, train
+from conftest import ROOT, refused, train
 
 import lstm_mnist
 import mlp_mnist
@@ -140,8 +141,8 @@ def test_missing_folders_are_made_and_the_home_folder_is_found_in_every_path(
     mlp_mnist.main(["--data-dir=~/data", "--epochs=1", *paths])
     for flag in WRITTEN:
         assert (tmp_path / flag[2:] / "deep" / "x").is_file()
-    model, picture = "~/save-model/deep/x", "~/plot/deep/x/samples.png"
-    mlp_mnist.main(["--load-model", model, "--predict", picture])
+    shutil.copy(ROOT / "docs" / "seven.jpg", tmp_path)
+    mlp_mnist.main(["--load-model", "~/save-model/deep/x", "--predict", "~/seven.jpg"])
     assert list(tmp_path.rglob(".*")) == []
 
 
