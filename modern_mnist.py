@@ -48,7 +48,7 @@ class Windows(nn.Module):
             finals.append(h_n)
         h_n = torch.cat(finals, 1)  # (2, N * P * Q, hidden)
         states = h_n.transpose(0, 1).flatten(1)  # (N * P * Q, 2 * hidden)
-        return states.unflatten(0, (-1, p, q)).permute(0, 3, 1, 2)
+        return states.reshape(x.shape[0], p, q, -1).permute(0, 3, 1, 2)
 
 
 def exporting() -> bool:
