@@ -163,10 +163,11 @@ def loaders(args) -> tuple[Loader, Loader]:
     return train_loader, test_loader
 
 
-def optimizer(args, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that the flags name, with torch's hyperparameters but for the learning rate."""
+def optimizer(args, model: nn.Module, **hyperparameters) -> torch.optim.Optimizer:
+    """The optimizer that the flags name; hyperparameters besides the learning rate are torch's."""
     kind = getattr(torch.optim, args.optimizer)
-    return kind(model.parameters(), lr=args.lr, **OPTIMIZERS[args.optimizer])
+    faster = OPTIMIZERS.get(args.optimizer, {})
+    return kind(model.parameters(), lr=args.lr, **faster, **hyperparameters)
 
 
 def compiled_train(optimizer):
@@ -541,7 +542,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {self.prefix}{message} (--help lists the flags)\n")
 
 
-def parser(script: str, doc: str) -> Parser:
+def parser(script: str, doc: str, optimizers=OPTIMIZERS) -> Parser:
     """A parser with the flags that all scripts share, for a script's `__file__` and `__doc__`."""
     p = Parser(script, doc)
     add = p.add_argument
@@ -551,7 +552,7 @@ def parser(script: str, doc: str) -> Parser:
     add("--epochs", type=natural, metavar="N", help="passes over the training images")
     add("--batch-size", type=COUNT, metavar="N", help="images per training step")
     add("--test-batch-size", type=COUNT, metavar="N", help="images per step of evaluation")
-    add("--optimizer", choices=OPTIMIZERS, help="from torch.optim; defaults except --lr")
+    add("--optimizer", choices=optimizers, help="from torch.optim")
     add("--lr", type=rate, metavar="RATE", help="learning rate")
     add("--seed", type=between(0, 2**63 - 1), metavar="S", help="random seed (default: 1)")
     add("--device", help="cpu, cuda, cuda:1, mps, xpu, or auto: any accelerator (default)")

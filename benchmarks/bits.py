@@ -18,7 +18,7 @@ COMMANDS += [
     "lstm_mnist.py --recipe last-hidden --cell gru --epochs 1".split(),
     "modern_mnist.py --epochs 1".split(),
     "modern_mnist.py --epochs 2".split(),
-    "modern_mnist.py --epochs 1 --members 2".split(),
+    "modern_mnist.py --epochs 1 --windows --lines 1 --hold-out 50000".split(),
 ]
 
 

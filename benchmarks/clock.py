@@ -21,7 +21,7 @@ from tutorials import as_written
 from support import files, log, plots
 
 LEVELS = (98, 99, 99.5)  # percent
-LENGTHS = ["1", "2", "4", "8", "16", "32", "32 --members 4"]
+LENGTHS = ["1", "2", "4", "6", "8", "16", "32"]
 SECONDS = [3, 10, 30, 100, 300, 1000, 3000]
 
 
@@ -91,10 +91,7 @@ def picture(series: dict) -> Figure:
 def line(name: str, points: list[tuple]) -> list:
     """A series as a row of the table."""
     seconds, ends = points[-1]
-    accuracy = f"{statistics.mean(ends):.2f}"
-    if len(ends) > 1:
-        accuracy += f" ± {statistics.stdev(ends):.2f} ({min(ends):.2f} to {max(ends):.2f})"
-    row = [name, len(ends), len(points), accuracy, f"{seconds:.1f}"]
+    row = [name, len(ends), len(points), measuring.spread(ends), f"{seconds:.1f}"]
     if "modern" in name:  # before the end its learning rate is still high
         points = points[-1:]
     for level in LEVELS:
@@ -106,9 +103,8 @@ def line(name: str, points: list[tuple]) -> list:
 def main():
     parser = measuring.parser(__doc__, "--seeds", 3)
     add = parser.add_argument
-    lengths = "modern's --epochs, with further flags or without"
     add("--log", type=Path, required=True, metavar="FILE", help="keep the runs' records here")
-    add("--lengths", nargs="+", default=LENGTHS, metavar="N", help=lengths)
+    add("--lengths", nargs="+", default=LENGTHS, metavar="N", help="modern's --epochs")
     add("--plot", type=Path, metavar="DIR", help="write clock.png there")
     args = parser.parse_args()
     if args.plot:

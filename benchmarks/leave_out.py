@@ -26,9 +26,14 @@ FLAGS = {
     "averaged weights": "--average 0",
     "bfloat16": "--no-bf16",
     "any distortion": "--distortion 0",
+    "Muon": "--optimizer AdamW --lr 0.01",
+}
+READ = {  # of an image
+    "shifted copies in evaluation": dict(PLACES=((2, 2),)),
+    "an unread border": dict(SIDE=28, PLACES=((0, 0),)),
 }
 DISTORTION = {
-    "affine distortion": dict(turn=0.0, scale=0.0, shift=0.0),
+    "affine distortion": dict(scale=0.0, shear=0.0, shift=0.0),
     "elastic distortion": dict(warp=0.0),
 }
 # Eighths of the features that are left: of the rows, then of the columns, the maximum over time and
@@ -39,14 +44,14 @@ EIGHTHS = {
     "ends of the sequences": [0, 1, 4, 5],
     "last layer's second direction": [0, 2, 4, 6],
 }
-WITHOUT = [*FLAGS, *DISTORTION, *EIGHTHS, "one cycle"]
+WITHOUT = [*FLAGS, *READ, *DISTORTION, *EIGHTHS, "one cycle"]
 
 
 class Some(nn.Linear):
     """A classifier that sees some eighths of the features."""
 
     def __init__(self, features, eighths):
-        super().__init__(features * len(eighths) // 8, 10)
+        super().__init__(features * len(eighths) // 8, 10, bias=False)
         self.eighths = eighths
 
     def forward(self, x):
@@ -60,15 +65,17 @@ def train(without: str, flags: list[str]) -> None:
 
     keep_freed_memory()  # as a program does
     modern_mnist.RECIPE["without"] = without
-    build, distort = modern_mnist.build, modern_mnist.distort
+    network, distort = modern_mnist.RowsAndColumns, modern_mnist.distort
 
-    def smaller(args):
-        model = build(args)
+    def smaller(*sizes):
+        model = network(*sizes)
         model.classifier = Some(model.classifier.in_features, EIGHTHS[without])
         return model
 
     if without in EIGHTHS:
-        modern_mnist.build = smaller
+        modern_mnist.RowsAndColumns = smaller
+    for name, value in READ.get(without, {}).items():
+        setattr(network, name, value)
     if without in DISTORTION:
         modern_mnist.distort = functools.partial(distort, **DISTORTION[without])
     if without == "one cycle":

@@ -149,6 +149,14 @@ def cell(values: list[float]) -> str:
     return f"{middle} ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else middle
 
 
+def spread(values: list[float]) -> str:
+    """Mean, and where there are several, standard deviation and range."""
+    mean = f"{statistics.mean(values):.2f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def table(head: list, rows: list[list]) -> None:
     """Print a Markdown table."""
     for row in (head, ["---"] * len(head), *rows):

@@ -23,7 +23,7 @@ from support.pictures import read_picture
 COMMANDS = {
     "lstm_mnist.py": lambda: lstm_mnist.BatchFirst(28, 128, 2, 10),
     "mlp_mnist.py --epochs 5 --lr 0.1": mlp_mnist.Net,
-    "modern_mnist.py --epochs 2": lambda: modern_mnist.RowsAndColumns(128, 1, 10, 2),
+    "modern_mnist.py --epochs 2": lambda: modern_mnist.RowsAndColumns(64, 1, 10, 3),
 }
 KINDS = {  # what is wrong with the photographs of each kind
     "large": set(),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import refused
 
 import modern_mnist
-from modern_mnist import Committee, RowsAndColumns, Windows, distort
+from modern_mnist import RowsAndColumns, Windows, distort
 
 SMALL = ["--hidden", 8, "--batch-size", 50, "--data-dir"]  # five steps an epoch on the tiny data
 
@@ -20,23 +20,32 @@ def images(digits):
     return common.to_float(digits[0][0][:300])
 
 
-@pytest.mark.parametrize(("lines", "steps"), [(1, 28), (4, 7), (28, 1)])
-def test_steps_are_lines_from_top_to_bottom(lines, steps):
+@pytest.mark.parametrize(("lines", "steps"), [(1, 24), (4, 6), (24, 1)])
+def test_steps_are_lines_of_the_middle_from_top_to_bottom(lines, steps):
     model = RowsAndColumns(3, 1, 10, lines)
     seen = []
     for lstm in (model.rows, model.columns):
         lstm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     image = torch.arange(784.0).view(1, 1, 28, 28)
     model(image)
-    for pixels, expected in zip(seen, (image[0, 0], image[0, 0].T)):
-        assert pixels.shape == (steps, 1, 28 * lines)
-        assert torch.equal((pixels * 0.3081 + 0.1307).round().view(28, 28), expected)
+    middle = image[0, 0, 2:26, 2:26]
+    for pixels, expected in zip(seen, (middle, middle.T)):
+        assert pixels.shape == (steps, 1, 24 * lines)
+        assert torch.equal((pixels * 0.3081 + 0.1307).round().view(24, 24), expected)
+
+
+def test_in_evaluation_it_answers_for_images_shifted_by_a_pixel_too(images):
+    model, answers = RowsAndColumns(3, 1, 10), []
+    for by, along in ((0, 2), (1, 2), (-1, 2), (1, 3), (-1, 3)):
+        shifted = images.roll(by, along)
+        answers.append(model(shifted).log_softmax(1))  # training reads the middle alone
+    torch.testing.assert_close(model.eval()(images), torch.stack(answers).mean(0))
 
 
 def test_every_window_is_read_row_by_row_with_the_same_weights():
-    windows, x = Windows(2, 5, 4, 3), torch.rand(50, 2, 10, 13)  # 600 windows: in two slices
+    windows, x = Windows(2, 5, 4, 3), torch.rand(6, 2, 10, 13)
     out = windows(x)
-    assert out.shape == (50, 10, 3, 4)
+    assert out.shape == (6, 10, 3, 4)
     for row, column in itertools.product(range(3), range(4)):
         window = x[:, :, 3 * row : 3 * row + 4, 3 * column : 3 * column + 4]
         _, (h_n, _) = windows.lstm(window.permute(2, 0, 3, 1).flatten(2))
@@ -65,36 +74,10 @@ older = pytest.mark.skipif(torch.__version__ < "2.14", reason="torch 2.11 cannot
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("export", [pytest.param(exported, marks=older), torch.jit.trace])
-def test_it_can_be_exported_for_batches_of_any_size(export, images):
-    """The number of slices that windows are read in was that of the batch it was exported with."""
-    model = RowsAndColumns(8, 1, 10, 1, windows=True).eval()
+@pytest.mark.parametrize("windows", [False, True])
+def test_it_can_be_exported_for_batches_of_any_size(export, windows, images):
+    model = RowsAndColumns(8, 1, 10, 1, windows).eval()
     torch.testing.assert_close(export(model, images[:3])(images), model(images))
-
-
-def test_members_learn_from_a_batch_in_turn_and_all_answer():
-    committee, x = Committee(RowsAndColumns(4, 1, 10) for _ in range(3)), torch.rand(9, 1, 28, 28)
-    outputs = committee(x)
-    for k, member in enumerate(committee):
-        torch.testing.assert_close(outputs[k::3], member(x[k::3]))
-    answers = torch.stack([member(x).log_softmax(1) for member in committee])
-    torch.testing.assert_close(committee.eval()(x), answers.mean(0))
-
-
-@pytest.mark.parametrize("parts", [1, 3])
-def test_each_member_gets_every_image_once_whatever_the_parts(parts, tiny, monkeypatch):
-    seen = {}
-    compute = common.Parallel.compute
-
-    def spy(self, x):
-        if torch.is_grad_enabled():
-            seen.setdefault(self, []).extend(x.flatten(1).tolist())
-        return compute(self, x)
-
-    monkeypatch.setattr(common.Parallel, "compute", spy)
-    flags = ["--epochs", 1, "--members", 2, "--parts", parts, "--distortion", 0]
-    modern_mnist.main([*SMALL, tiny, *flags])
-    images = common.to_float(common.read(tiny)[0][0]).flatten(1).tolist()
-    assert [sorted(each) for each in seen.values()] == [sorted(images)] * 2
 
 
 def test_distortion_differs_from_image_to_image_and_its_generator_decides_how(images):
@@ -112,14 +95,27 @@ def test_a_distorted_image_stays_that_digit(images):
     assert F.cosine_similarity(distorted.mean(0).flatten(), same[0].flatten(), 0) > 0.8
 
 
+def test_a_distortion_is_that_of_affine_grid_and_an_interpolated_field(images):
+    """As torch computes it for each image; the numbers drawn are the same."""
+    images, generator = images[:5], torch.Generator().manual_seed(1)
+    drawn = torch.rand(5, 2, 3, generator=generator) * 2 - 1
+    affine = torch.eye(2, 3) + drawn * torch.tensor([[0.1, 0.2, 0.1], [0.2, 0.1, 0.1]])
+    points = torch.randn(5, 2, 5, 5, generator=generator) * 0.1
+    field = F.interpolate(points, 28, mode="bicubic", align_corners=True)
+    grid = F.affine_grid(affine, images.shape, align_corners=False) + field.permute(0, 2, 3, 1)
+    expected = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    once = distort(images, torch.Generator().manual_seed(1), shift=1.4, warp=1.4)
+    torch.testing.assert_close(once, expected, atol=1e-4, rtol=0)
+
+
 def test_no_distortion_leaves_images_as_they_are(images):
     torch.testing.assert_close(distort(images, torch.Generator(), 0.0), images, atol=1e-5, rtol=0)
 
 
-NONE = dict(turn=0.0, scale=0.0, shift=0.0, warp=0.0)
+NONE = dict(scale=0.0, shear=0.0, shift=0.0, warp=0.0)
 
 
-@pytest.mark.parametrize("change", [{"turn": 20.0}, {"scale": 0.2}, {"warp": 0.8}])
+@pytest.mark.parametrize("change", [{"shear": 0.4}, {"scale": 0.2}, {"warp": 0.8}])
 def test_each_kind_of_distortion_changes_images(change, images):
     changed = distort(images, torch.Generator().manual_seed(1), **NONE | change)
     assert (changed - images).square().mean() > 0.005
@@ -141,7 +137,6 @@ def test_shift_moves_by_as_many_pixels_at_most():
     [
         (["--epochs", 2], [(250, 0.7)] * 2),
         (["--epochs", 2, "--distortion", 0], []),
-        (["--epochs", 1, "--members", 3], [(750, 0.7)]),  # every image for each member
     ],
 )
 def test_training_images_alone_are_distorted(flags, calls, tiny, monkeypatch):
@@ -160,7 +155,8 @@ def test_training_images_alone_are_distorted(flags, calls, tiny, monkeypatch):
     ("given", "length"),
     [({}, 8), ({"epochs": 0}, 8), ({"epochs": 1}, 1), ({"epochs": 7}, 4), ({"epochs": 100}, 32)],
 )
-def test_network_and_rate_follow_the_epochs(given, length):
+def test_network_and_rate_follow_the_epochs(given, length, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     settings = modern_mnist.recipe(given)
     expected = {"windows": False, **modern_mnist.LENGTHS[length]}
     assert {name: settings[name] for name in expected} == expected
@@ -176,13 +172,22 @@ def test_bfloat16_is_the_default_on_a_cpu_that_has_it(fast, device, bf16, monkey
     assert modern_mnist.recipe({"device": device})["bf16"] is bf16
 
 
+def test_a_cpu_without_bfloat16_is_spared_muon(monkeypatch):
+    """A step of it took two seconds there, since torch computes it in bfloat16."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    settings = modern_mnist.recipe({"epochs": 8, "device": "cpu"})
+    assert (settings["optimizer"], settings["lr"]) == ("AdamW", 0.01)
+    assert modern_mnist.recipe({"epochs": 8, "device": "cuda"})["optimizer"] == "Muon"
+
+
 def test_the_training_loss_is_smoothed_and_the_valid_loss_is_not(tiny):
     """At a rate of next to nothing, on one batch, both are of the untrained model."""
     flags = ["--epochs", 1, "--batch-size", 250, "--distortion", 0, "--lr", 1e-30]
     command = ["--data-dir", tiny, *flags, "--smoothing", 0.5, "--no-bf16"]
     model, (record,) = modern_mnist.main(command)
     (images, labels), (test_images, test_labels) = common.read(tiny)
-    outputs, test_outputs = model(common.to_float(images)), model(common.to_float(test_images))
+    test_outputs = model(common.to_float(test_images))
+    outputs = model.train()(common.to_float(images))
     smoothed = F.cross_entropy(outputs, labels, label_smoothing=0.5).item()
     assert record["train_loss"] == pytest.approx(smoothed, rel=1e-5)
     plain = F.cross_entropy(test_outputs, test_labels).item()
@@ -205,7 +210,7 @@ def test_one_cycle_over_all_epochs(tiny, monkeypatch):
 
 def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(tiny, tmp_path, monkeypatch, capsys):
     """Weights, their average, learning rate and distortions, all to the last bit."""
-    flags = [*SMALL, tiny, "--epochs", 3, "--windows", "--lines", 1, "--members", 2]
+    flags = [*SMALL, tiny, "--epochs", 3, "--windows", "--lines", 1, "--optimizer", "Muon"]
     _, history = modern_mnist.main([*flags, "--checkpoint", tmp_path / "whole.pt"])
     end_epoch = common.Run.end_epoch
 

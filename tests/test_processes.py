@@ -71,7 +71,6 @@ def slow(*command):
         ["mlp_mnist.py", "--batch-size", "249"],  # the last batch is a single image
         *(slow("lstm_mnist.py", "--recipe", name) for name in ("batch-first", "sgd", "time-major")),
         slow("modern_mnist.py", "--batch-size", "60", *MODERN),
-        slow("modern_mnist.py", "--batch-size", "31", "--members", "2", *MODERN),
     ],
     ids=" ".join,
 )
