@@ -51,17 +51,12 @@ def measure(name: str, side: str, others: int, folder: str, seconds: float) -> d
             other.kill()
 
 
-def main():
-    parser = measuring.parser(__doc__, "--rounds", 3)
-    number = measuring.common.between(0.1, 1000, float)
-    parser.add_argument("--seconds", type=number, default=4.0, metavar="S", help="default: 4")
-    args = parser.parse_args()
-    sides = [(name, *column) for name in args.recipe for column in COLUMNS]
-    with measuring.part_of_mnist() as folder:
-        results = measuring.in_turn(args.rounds, measure, sides, folder, args.seconds)
+def table() -> str:
+    """A row per recipe: mean (min to max) / median / longest step."""
+    results = measuring.by_side("busy")
     head = ["recipe"] + [f"{side}, {'beside 1' if others else 'alone'}" for side, others in COLUMNS]
     rows = []
-    for name in args.recipe:
+    for name in measuring.recipes(results):
         row, means = [name], {}
         for column in COLUMNS:
             result = results[(name, *column)]
@@ -73,9 +68,19 @@ def main():
         beside = means["ours", 1]
         ratios = [beside / means["ours", 0], means["tutorial", 1] / beside]
         rows.append(row + [f"**{ratio:.2f}**" for ratio in ratios])
-    measuring.table([*head, "ours, beside 1 / alone", "beside 1, tutorial / ours"], rows)
-    print(f"\n{measuring.machine()}; n = {args.rounds} times {args.seconds:g} s")
-    print("milliseconds per step: mean (min to max) / median / longest")
+    head += ["ours, beside 1 / alone", "beside 1, tutorial / ours"]
+    return measuring.table(head, rows)
+
+
+def main():
+    parser = measuring.parser(__doc__, "--rounds", 3)
+    number = measuring.common.between(0.1, 1000, float)
+    parser.add_argument("--seconds", type=number, default=4.0, metavar="S", help="default: 4")
+    args = parser.parse_args()
+    sides = [(name, *column) for name in args.recipe for column in COLUMNS]
+    with measuring.part_of_mnist() as folder:
+        measuring.in_turn("busy", args.rounds, measure, sides, folder, args.seconds)
+    print(table())
 
 
 if __name__ == "__main__":

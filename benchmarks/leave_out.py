@@ -1,7 +1,7 @@
 """What each ingredient of modern_mnist.py brings; about 45 minutes on two cores.
 
-python benchmarks/leave_out.py --log leave_out.jsonl     # three seeds; runs only what is missing
-python benchmarks/leave_out.py --log leave_out.jsonl --without columns "one cycle" --seeds 5
+python benchmarks/leave_out.py                         # three seeds; runs only what is missing
+python benchmarks/leave_out.py --without columns "one cycle" --seeds 5
 
 Tested on 10,000 training images held out (--hold-out 10000), never on the test set.
 """
@@ -9,7 +9,6 @@ Tested on 10,000 training images held out (--hold-out 10000), never on the test 
 import functools
 import shlex
 import sys
-from pathlib import Path
 
 import measuring
 import torch
@@ -17,8 +16,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import modern_mnist
-from support.tables import cells
+from support import tables
 
+PROGRAM = "benchmarks/leave_out.py"
 FLAGS = {
     "nothing": "",
     "several lines per step": "--lines 1",
@@ -83,6 +83,21 @@ def train(without: str, flags: list[str]) -> None:
     modern_mnist.main([*FLAGS.get(without, "").split(), *flags])
 
 
+def table(epochs: int = 4) -> str:
+    """A row per ingredient, each compared with nothing left out."""
+    groups = {}
+    for record in measuring.kept("runs"):
+        program, *words = shlex.split(record["command"])
+        if program == PROGRAM and record["epochs"] == epochs:
+            groups.setdefault(words[1], []).append([record])
+    rows = []
+    for row in tables.table(groups, "valid_acc"):
+        name, n, _, _, accuracy, difference, _ = tables.cells(row, "valid_acc")
+        rows.append([name, n, accuracy, difference or "-"])
+    head = ["without", "n", "accuracy, held out, %", "difference (95 %, jointly)"]
+    return measuring.table(head, rows)
+
+
 def main():
     if sys.argv[1:2] == ["--train"]:  # one of the runs, in a process of its own
         train(sys.argv[2], sys.argv[3:])
@@ -91,21 +106,13 @@ def main():
     add = parser.add_argument
     count = measuring.common.COUNT
     add("--epochs", type=count, default=4, metavar="N", help="default: 4")
-    add("--log", type=Path, required=True, metavar="FILE", help="keep the runs' records here")
     add("--without", nargs="+", choices=WITHOUT, default=WITHOUT, help="default: each of them")
     args = parser.parse_args()
     flags = ["--epochs", str(args.epochs), "--hold-out", "10000"]
     names = dict.fromkeys(["nothing", *args.without])
-    commands = [shlex.join([__file__, "--train", name, *flags]) for name in names]
-    rows = measuring.compared(commands, args.seeds, args.log)
-
-    lines = []
-    for name, row in zip(names, rows):
-        *_, accuracy, difference, _ = cells(row, "valid_acc")
-        lines.append([name, accuracy, difference or "-"])
-    head = ["without", "accuracy, held out, %", "difference (95 %, jointly)"]
-    measuring.table(head, lines)
-    print(f"\n{measuring.machine()}; n = {args.seeds} seeds, {args.epochs} epochs")
+    commands = [shlex.join([PROGRAM, "--train", name, *flags]) for name in names]
+    measuring.runs(commands, args.seeds)
+    print(table(args.epochs))
 
 
 if __name__ == "__main__":

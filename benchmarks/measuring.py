@@ -4,8 +4,8 @@ import argparse
 import contextlib
 import importlib
 import json
-import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
 import common  # noqa: E402
@@ -22,6 +23,7 @@ import torch  # noqa: E402
 
 import lstm_mnist  # noqa: E402
 import mlp_mnist  # noqa: E402
+from support import files  # noqa: E402
 
 RECIPES = {"mlp": {"normalize": False, **mlp_mnist.RECIPE}, **lstm_mnist.RECIPES}
 PROGRAMS = {"mlp": ["mlp_mnist.py"]}
@@ -34,10 +36,17 @@ def parser(doc: str, flag: str, n: int, recipes=tuple(RECIPES)) -> argparse.Argu
     style = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=doc, formatter_class=style)
     p.add_argument(flag, type=common.COUNT, default=n, metavar="N", help=f"default: {n}")
+    p.add_argument("--results", type=into, metavar="DIR", help="keep the records there instead")
     if recipes:
         help = "one or several"
         p.add_argument("--recipe", nargs="+", choices=RECIPES, default=recipes, help=help)
     return p
+
+
+def into(folder: str) -> None:
+    """Keep records in this folder."""
+    global RESULTS
+    RESULTS = Path(folder)
 
 
 def run(command: list) -> str:
@@ -54,6 +63,63 @@ def last_line(command: list):
     return json.loads(run(command).splitlines()[-1])
 
 
+def keep(name: str, record: dict) -> None:
+    """Append a record to results/NAME.jsonl, with the machine, versions, day and commit."""
+    commit = run(["git", "describe", "--always", "--dirty"]).strip()
+    about = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "commit": commit}
+    write(name, [*kept(name), record | about])
+
+
+def kept(name: str) -> list[dict]:
+    """The records in results/NAME.jsonl."""
+    file = RESULTS / f"{name}.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def write(name: str, records: list[dict]) -> None:
+    """Replace the records in results/NAME.jsonl."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    files.write(RESULTS / f"{name}.jsonl", lines.encode())
+
+
+def about(records: list[dict]) -> str:
+    """Where and when these records were measured, for the line below a table."""
+    places = list(dict.fromkeys(record["machine"] for record in records))
+    days = sorted({record["date"] for record in records})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return "; ".join([*places, when])
+
+
+def whole_run(command: str, seed: int, *flags) -> dict:
+    """The last scores of a program's run with that seed, and the seconds of all its epochs."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "run.jsonl")
+        words = [*shlex.split(command), "--seed", seed, "--log", log, *flags]
+        run([sys.executable, *words])
+        records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    record = {"command": command, "seed": seed, "epochs": len(records)}
+    for name in ("parameters", "valid_acc", "valid_loss", "train_loss"):
+        record[name] = records[-1].get(name)
+    record["seconds"] = round(sum(each["seconds"] for each in records), 3)
+    return record
+
+
+def runs(commands: list[str], seeds: int) -> None:
+    """Keep `whole_run` of each command and seed; what is kept of this machine is not run again."""
+    have = set()
+    for record in kept("runs"):
+        if record["machine"] == machine():
+            have.add((record["command"], record["seed"]))
+    for seed in range(1, seeds + 1):  # in turn, so that a slow hour slows all of them
+        for command in commands:
+            if (command, seed) not in have:
+                keep("runs", whole_run(command, seed))
+                print(f"{command}, seed {seed}: done", file=sys.stderr)
+
+
 def apart(function, *arguments, launcher=()):
     """What a function of a benchmark returns in a process of its own."""
     module = Path(function.__code__.co_filename).stem
@@ -61,19 +127,33 @@ def apart(function, *arguments, launcher=()):
     return last_line([sys.executable, *launcher, __file__, *words])
 
 
-def in_turn(rounds: int, measure, sides: list[tuple], *more) -> dict:
-    """What `measure(*side, *more)` gives: `{side: {name: [value of each round]}}`.
+def in_turn(name: str, rounds: int, measure, sides: list[tuple], *more) -> None:
+    """Keep what `measure(*side, *more)` gives, instead of what was kept of these sides.
 
     In a round the sides take turns, so that a slow hour slows all of them.
     """
-    results = {side: {} for side in sides}
+    others = [record for record in kept(name) if tuple(record["side"]) not in sides]
+    write(name, others)
     for turn in range(1, rounds + 1):
         for side in sides:
             result = measure(*side, *more)
             print(f"round {turn} of {rounds}: {side}: {result}", file=sys.stderr)
-            for name, value in result.items():
-                results[side].setdefault(name, []).append(value)
+            keep(name, {"side": side, **result})
+
+
+def by_side(name: str) -> dict[tuple, dict[str, list]]:
+    """What `in_turn` has kept: `{side: {name: [value of each round]}}`."""
+    results = {}
+    for record in kept(name):
+        side = results.setdefault(tuple(record["side"]), {})
+        for what, value in record.items():
+            side.setdefault(what, []).append(value)
     return results
+
+
+def recipes(results: dict) -> list[str]:
+    """The recipes that sides are of, in the order of the tutorials."""
+    return [name for name in RECIPES if any(name in side for side in results)]
 
 
 @contextlib.contextmanager
@@ -131,18 +211,6 @@ def steps_of_script(name: str, flags: list, enough) -> list:
     return steps
 
 
-def compared(commands, seeds: int, log: Path, *flags: str) -> list[dict]:
-    """compare.py's rows for these commands, without the table that it prints."""
-    import compare  # here: it brings scipy, which no process that is measured should load
-
-    argv = [*commands, "--seeds", str(seeds), "--log", str(log), *flags]
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        rows = compare.main(argv)
-    if [row["seeds"] for row in rows] != [seeds] * len(commands):
-        raise SystemExit(f"{log}: has runs of other versions; name another --log")
-    return rows
-
-
 def cell(values: list[float]) -> str:
     """Median and, where there are several, the range."""
     middle = f"{statistics.median(values):.2f}"
@@ -157,10 +225,12 @@ def spread(values: list[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def table(head: list, rows: list[list]) -> None:
-    """Print a Markdown table."""
+def table(head: list, rows: list[list]) -> str:
+    """A Markdown table."""
+    lines = []
     for row in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(map(str, row))} |")
+        lines.append(f"| {' | '.join(map(str, row))} |\n")
+    return "".join(lines)
 
 
 def machine() -> str:

@@ -6,13 +6,13 @@ Three models are trained first. The photographs are made from MNIST's first test
 large, dark on paper, with a camera's noise, as JPEG. The first row is those images themselves.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
+import measuring
 import numpy as np
-from measuring import common, lstm_mnist, machine, run, table, torch
+from measuring import common, lstm_mnist, run, torch
 from PIL import Image, ImageFilter
 
 import mlp_mnist
@@ -149,13 +149,22 @@ def read(faults: set, digits: torch.Tensor, folder: str) -> torch.Tensor:
     return torch.stack(images)[:, None]
 
 
+def table() -> str:
+    """A row per kind."""
+    rows = []
+    for record in measuring.kept("photographs"):
+        shares = [f"{100 * right / record['n']:.1f}" for right in record["right"]]
+        rows.append([record["kind"], record["n"], *shares])
+    names = [f"`{command}`, %" for command in COMMANDS]
+    return measuring.table(["photographs", "n", *names], rows)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--digits", type=common.COUNT, default=100, metavar="N")
+    parser = measuring.parser(__doc__, "--digits", 100, recipes=None)
     args = parser.parse_args()
     _, (digits, labels) = common.read(common.DEFAULTS["data_dir"])
     digits, labels = digits[: args.digits], labels[: args.digits]
-    rows = []
+    measuring.write("photographs", [])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         models = trained(folder)
         inputs = {"as MNIST has them": common.to_float(digits)}
@@ -163,9 +172,8 @@ def main():
             inputs[kind] = read(faults, digits, folder)
         for kind, images in inputs.items():
             right = [(model(images).argmax(1) == labels).sum().item() for model in models]
-            rows.append([kind, len(labels), *right])
-    table(["photographs", "n", *(f"`{command}`" for command in COMMANDS)], rows)
-    print(f"\n{machine()}; how many are read right")
+            measuring.keep("photographs", {"kind": kind, "n": len(labels), "right": right})
+    print(table())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import statistics
 from pathlib import Path
 
 import measuring
-from tutorials import network
 
 STEPS, WARM_UP = 300, 50
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -45,22 +44,24 @@ def measure(name: str, processes: int) -> dict:
     return measuring.apart(step_times, name, launcher=launcher)
 
 
+def table() -> str:
+    """A row per recipe."""
+    results = measuring.by_side("processes")
+    rows = []
+    for name in measuring.recipes(results):
+        one, two = results[name, 1], results[name, 2]
+        ratio = statistics.median(one["ms"]) / statistics.median(two["ms"])
+        row = [name, measuring.cell(one["ms"]), measuring.cell(two["ms"]), f"**{ratio:.2f}**"]
+        rows.append([*row, f"{statistics.median(two['bytes']):,.0f}"])
+    head = ["recipe", "ms per step, 1 process", "2 processes", "speed-up", "bytes sent per step"]
+    return measuring.table(head, rows)
+
+
 def main():
     args = measuring.parser(__doc__, "--rounds", 3).parse_args()
     sides = [(name, processes) for name in args.recipe for processes in (1, 2)]
-    results = measuring.in_turn(args.rounds, measure, sides)
-    rows = []
-    for name in args.recipe:
-        parameters = sum(p.numel() for p in network(name).parameters())
-        one, two = results[name, 1], results[name, 2]
-        ratio = statistics.median(one["ms"]) / statistics.median(two["ms"])
-        row = [name, measuring.RECIPES[name]["batch_size"], f"{parameters:,}"]
-        row += [measuring.cell(one["ms"]), measuring.cell(two["ms"]), f"**{ratio:.2f}**"]
-        rows.append([*row, f"{statistics.median(two['bytes']):,.0f}"])
-    head = ["recipe", "batch", "parameters", "ms per step, 1 process", "2"]
-    measuring.table([*head, "speed-up, 1 → 2", "bytes sent per step"], rows)
-    how = f"medians (min to max) of the means of {STEPS} steps"
-    print(f"\n{measuring.machine()}; n = {args.rounds}, {how}")
+    measuring.in_turn("processes", args.rounds, measure, sides)
+    print(table())
 
 
 if __name__ == "__main__":

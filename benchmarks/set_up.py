@@ -35,15 +35,11 @@ def epochs(name: str, keeps: bool, folder: str) -> dict:
     return {"seconds": seconds, "faults": (faults[-1] - faults[0]) / (EPOCHS - 1)}
 
 
-def main():
-    larger = ("time-major", "batch-first")
-    args = measuring.parser(__doc__, "--rounds", 3, larger).parse_args()
-    sides = [(name, keeps) for name in args.recipe for keeps in (False, True)]
-    measure = functools.partial(measuring.apart, epochs)
-    with measuring.part_of_mnist(6000, 1000) as folder:
-        results = measuring.in_turn(args.rounds, measure, sides, folder)
+def table() -> str:
+    """A row per recipe."""
+    results = measuring.by_side("set_up")
     rows = []
-    for name in args.recipe:
+    for name in measuring.recipes(results):
         without, kept = results[name, False], results[name, True]
         ratio = statistics.median(without["seconds"]) / statistics.median(kept["seconds"])
         row = [name, f"**{ratio:.2f}**"]
@@ -51,8 +47,17 @@ def main():
         row += [f"{statistics.median(side['faults']):,.0f}" for side in (without, kept)]
         rows.append(row)
     head = ["recipe", "time without / with", "without, s", "with, s"]
-    measuring.table([*head, "page faults per epoch, without", "with"], rows)
-    print(f"\n{measuring.machine()}; n = {args.rounds}, medians (min to max)")
+    return measuring.table([*head, "page faults per epoch, without", "with"], rows)
+
+
+def main():
+    larger = ("time-major", "batch-first")
+    args = measuring.parser(__doc__, "--rounds", 3, larger).parse_args()
+    sides = [(name, keeps) for name in args.recipe for keeps in (False, True)]
+    measure = functools.partial(measuring.apart, epochs)
+    with measuring.part_of_mnist(6000, 1000) as folder:
+        measuring.in_turn("set_up", args.rounds, measure, sides, folder)
+    print(table())
 
 
 if __name__ == "__main__":

@@ -79,6 +79,32 @@ def works(name: str, flag: str) -> bool:
     return True
 
 
+def table() -> str:
+    """A row for each side that is ours."""
+    results = measuring.by_side("speed")
+    head = ["recipe", "tutorial / ours", "tutorial, s", "ours, s"]
+    head += [f"Keras {backend}, s" for backend in BACKENDS] + ["faster Keras / ours"]
+    rows = []
+    for name, side in results:
+        if side == "tutorial" or side in BACKENDS:
+            continue
+        own, theirs = (results[name, which]["seconds"] for which in (side, "tutorial"))
+        ratio = statistics.median(theirs) / statistics.median(own)
+        words = name if side == "ours" else f"{name} {side}"
+        row = [words, f"**{ratio:.2f}**", measuring.cell(theirs), measuring.cell(own)]
+        medians = []
+        for backend in BACKENDS:
+            if (name, backend) in results:
+                seconds = results[name, backend]["seconds"]
+                medians.append(statistics.median(seconds))
+                row.append(measuring.cell(seconds))
+            else:
+                row.append("-")
+        row.append(f"**{min(medians) / statistics.median(own):.2f}**" if medians else "-")
+        rows.append(row)
+    return measuring.table(head, rows)
+
+
 def main():
     parser = measuring.parser(__doc__, "--rounds", 3)
     parser.add_argument(
@@ -89,39 +115,15 @@ def main():
     args = parser.parse_args()
     counts = (6000, 1000) if args.quick else (60000, 10000)
     backends = BACKENDS if args.keras_python else []
-    rows, sides = [], []  # a row of the table has a recipe and the side that is ours
+    sides = []
     for name in args.recipe:
-        own = [(name, "ours")]
+        sides += [(name, "tutorial"), (name, "ours")]
         if name in FASTER and works(name, FASTER[name]):
-            own.append((name, FASTER[name]))
-        rows += own
-        sides += [(name, "tutorial"), *own]
+            sides.append((name, FASTER[name]))
         sides += [(name, backend) for backend in backends]
     with measuring.part_of_mnist(*counts) as folder:
-        results = measuring.in_turn(args.rounds, measure, sides, folder, args.keras_python)
-
-    head = ["recipe", "tutorial / ours", "tutorial, s", "ours, s"]
-    head += [f"Keras {backend}, s" for backend in backends]
-    if backends:
-        head.append("faster Keras / ours")
-    lines, versions = [], []
-    for name, side in rows:
-        own, theirs = results[name, side]["seconds"], results[name, "tutorial"]["seconds"]
-        middle = statistics.median(own)
-        ratio = statistics.median(theirs) / middle
-        words = name if side == "ours" else f"{name} {side}"
-        line = [words, f"**{ratio:.2f}**", measuring.cell(theirs), measuring.cell(own)]
-        others = [results[name, backend] for backend in backends]
-        line += [measuring.cell(other["seconds"]) for other in others]
-        if others:
-            fastest = min(statistics.median(other["seconds"]) for other in others)
-            line.append(f"**{fastest / middle:.2f}**")
-            versions = [other["versions"][0] for other in others]
-        lines.append(line)
-    measuring.table(head, lines)
-    print(f"\n{'; '.join([measuring.machine(), *versions])}")
-    images = "an epoch is {} images of training and {} of test".format(*counts)
-    print(f"n = {args.rounds}, medians (min to max); {images}")
+        measuring.in_turn("speed", args.rounds, measure, sides, folder, args.keras_python)
+    print(table())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The tutorials' own programs, as far as they can share a loop.
 
+python benchmarks/tutorials.py sgd --seed 1 --log run.jsonl
+
 A DataLoader over torchvision's MNIST, each image transformed on its own, with the tutorial's
 workers, batch sizes and order (`mlp`'s does not shuffle), the optimizer as it comes, `.item()` of
 loss and hits at every step, nothing tuned. All report the same four numbers, so that the tutorials
@@ -8,6 +10,11 @@ differ in this a little: `sgd`'s adds up tensors, `time-major`'s loop is not on 
 and counts the test's hits image by image.
 """
 
+import argparse
+import time
+from pathlib import Path
+
+import measuring
 import torch
 from measuring import RECIPES
 from torch import nn
@@ -15,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 import mlp_mnist
+from support import log
 
 WORKERS = {"last-hidden": 2, "time-major": 4}  # of the DataLoader; the others have none
 DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -75,3 +83,24 @@ def as_written(name: str, folder: str, seed: int = 1):
         return total / len(test_loader), hits / len(test_set)
 
     return train, test, train_loader
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, help="default: the tutorial's")
+    args = parser.parse_args()
+    with measuring.part_of_mnist() as folder:
+        train, test, train_loader = as_written(args.recipe, folder, args.seed)
+    for _ in range(args.epochs or RECIPES[args.recipe]["epochs"]):
+        start = time.perf_counter()
+        train_loss, _ = train(train_loader)
+        valid_loss, valid_acc = test()
+        record = {"train_loss": train_loss, "valid_loss": valid_loss, "valid_acc": valid_acc}
+        log.append(args.log, [record | {"seconds": time.perf_counter() - start}])
+
+
+if __name__ == "__main__":
+    main()

@@ -26,10 +26,27 @@ def test_part_of_mnist_reads_as_mnist(measuring, digits):
         assert marks.equal(labels[:count])
 
 
-def test_sides_take_turns(measuring):
+@pytest.fixture
+def results(measuring, tmp_path, monkeypatch):
+    """An empty folder of records."""
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results")
+    return measuring
+
+
+def test_sides_take_turns(results):
     numbers = itertools.count(1)
-    results = measuring.in_turn(2, lambda name: {"n": next(numbers)}, [("mlp",), ("sgd",)])
-    assert results == {("mlp",): {"n": [1, 3]}, ("sgd",): {"n": [2, 4]}}
+    results.in_turn("n", 2, lambda name: {"n": next(numbers)}, [("mlp",), ("sgd",)])
+    kept = results.by_side("n")
+    assert [kept[side]["n"] for side in (("mlp",), ("sgd",))] == [[1, 3], [2, 4]]
+
+
+def test_a_side_that_is_measured_again_replaces_what_was_kept_of_it(results):
+    results.in_turn("n", 1, lambda name: {"n": 1}, [("mlp",), ("sgd",)])
+    results.in_turn("n", 1, lambda name: {"n": 2}, [("sgd",)])
+    assert [(record["side"], record["n"]) for record in results.kept("n")] == [
+        (["mlp"], 1),
+        (["sgd"], 2),
+    ]
 
 
 def test_steps_are_timed_until_it_is_enough(measuring):
@@ -49,11 +66,9 @@ def test_classifier_sees_only_the_features_that_are_left(measuring):
 ROWS = {  # of the command's table
     "speed.py --quick --rounds 1": 7,
     "set_up.py --rounds 1 --recipe time-major": 1,
-    "accuracy.py --seeds 1 --recipe last-hidden": 1,
     "busy.py --rounds 1 --seconds 1 --recipe last-hidden": 1,
-    "clock.py --log LOG --seeds 1 --lengths 1 --recipe last-hidden": 3,
-    "leave_out.py --log LOG --seeds 1 --epochs 1 --without columns 'one cycle'": 3,
-    "ensemble.py FOLDER --seeds 2 --epochs 1": 2,
+    "leave_out.py --seeds 1 --epochs 1 --without columns 'one cycle'": 3,
+    "ensemble.py FOLDER --seeds 2 --epochs 1": 1,
     "processes.py --rounds 1 --recipe sgd": 1,
 }
 
@@ -61,11 +76,46 @@ ROWS = {  # of the command's table
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ROWS)
 def test_benchmark_prints_its_table(command, tmp_path):
-    program, *flags = shlex.split(
-        command.replace("LOG", str(tmp_path / "log.jsonl")).replace("FOLDER", str(tmp_path))
-    )
-    done = call(f"benchmarks/{program}", *flags)
+    program, *flags = shlex.split(command.replace("FOLDER", str(tmp_path)))
+    done = call(f"benchmarks/{program}", *flags, "--results", tmp_path / "results")
     assert done.returncode == 0, done.stderr
     head, _, *table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     rows = ROWS[command] - done.stderr.count(" is left out: ")
     assert [line.count("|") for line in table] == [head.count("|")] * rows
+
+
+def test_a_run_is_measured_once(results, monkeypatch):
+    import accuracy
+
+    command = "mlp_mnist.py --epochs 1 --dry-run"
+    monkeypatch.setattr("sys.argv", ["accuracy.py", "--seeds", "2", "--commands", command])
+    accuracy.main()
+    accuracy.main()
+    records = results.kept("runs")
+    assert [(record["command"], record["seed"]) for record in records] == [
+        (command, 1),
+        (command, 2),
+    ]
+    assert records[0]["parameters"] == 269322
+    assert 0 <= records[0]["valid_acc"] <= 1
+    assert records[0]["seconds"] > 0
+
+
+def test_multiply_adds_are_those_of_every_step(measuring):
+    from tables import multiply_adds
+
+    import lstm_mnist
+    import mlp_mnist
+
+    assert multiply_adds(mlp_mnist.Net()) == 784 * 256 + 256 * 256 + 256 * 10
+    model = lstm_mnist.LastHidden(28, 64, 1, 10)
+    assert multiply_adds(model) == 28 * 4 * 64 * (28 + 64) + 64 * 10
+
+
+def test_the_pages_have_the_tables_of_the_records(measuring):
+    """`python benchmarks/tables.py` finds nothing to change."""
+    import tables
+
+    for page in tables.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert tables.filled(text) == text, page.name
