@@ -21,7 +21,9 @@ def trained(folder: Path, command: str, seed: int) -> Path:
     """The model file of that run; if there is none yet, the run is made and its record kept."""
     file = folder / f"{command.replace(' ', '_')}_{seed}.pth"
     if not file.exists():
-        measuring.keep("runs", measuring.whole_run(command, seed, "--save-model", file))
+        record = measuring.whole_run(command, seed, "--save-model", file)
+        if not measuring.has_run(command, seed):
+            measuring.keep("runs", record)
         print(f"{file}: done", file=sys.stderr)
     return file
 
@@ -50,18 +52,21 @@ def main():
     add("folder", type=Path, metavar="DIR", help="keep the models here")
     add("--epochs", default="8", metavar="N", help="default: 8")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    folder = args.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     _, (images, labels) = measuring.common.read(measuring.common.DEFAULTS["data_dir"])
     command = f"modern_mnist.py --epochs {args.epochs}"
     outputs = []
     for seed in range(1, args.seeds + 1):
-        outputs.append(answers(trained(args.folder, command, seed), images))
+        outputs.append(answers(trained(folder, command, seed), images))
+    records = []
     for size in SIZES:
         for first in range(0, args.seeds - size + 1, size):
             together = sum(outputs[first : first + size])
             right = (together.argmax(1) == labels).float().mean().item()
             record = {"command": command, "networks": size, "first_seed": first + 1}
-            measuring.keep("ensembles", record | {"valid_acc": right})
+            records.append(measuring.described(record | {"valid_acc": right}))
+    measuring.replace("ensembles", records, "command")
     print(table())
 
 

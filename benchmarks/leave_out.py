@@ -30,7 +30,7 @@ FLAGS = {
 }
 READ = {  # of an image
     "shifted copies in evaluation": dict(PLACES=((2, 2),)),
-    "an unread border": dict(SIDE=28, PLACES=((0, 0),)),
+    "shifted copies and an unread border": dict(SIDE=28, PLACES=((0, 0),)),
 }
 DISTORTION = {
     "affine distortion": dict(scale=0.0, shear=0.0, shift=0.0),

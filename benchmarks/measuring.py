@@ -23,7 +23,6 @@ import torch  # noqa: E402
 
 import lstm_mnist  # noqa: E402
 import mlp_mnist  # noqa: E402
-from support import files  # noqa: E402
 
 RECIPES = {"mlp": {"normalize": False, **mlp_mnist.RECIPE}, **lstm_mnist.RECIPES}
 PROGRAMS = {"mlp": ["mlp_mnist.py"]}
@@ -65,12 +64,17 @@ def last_line(command: list):
 
 def keep(name: str, record: dict) -> None:
     """Append a record to results/NAME.jsonl, with the machine, versions, day and commit."""
-    commit = run(["git", "describe", "--always", "--dirty"]).strip()
-    about = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "commit": commit}
-    write(name, [*kept(name), record | about])
+    write(name, [described(record)], "a")
 
 
-def kept(name: str) -> list[dict]:
+def described(record: dict) -> dict:
+    """A record with the machine, versions, day and commit."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return record | {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "commit": commit}
+
+
+def everything(name: str) -> list[dict]:
     """The records in results/NAME.jsonl."""
     file = RESULTS / f"{name}.jsonl"
     if not file.exists():
@@ -78,19 +82,37 @@ def kept(name: str) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def write(name: str, records: list[dict]) -> None:
-    """Replace the records in results/NAME.jsonl."""
+def kept(name: str) -> list[dict]:
+    """The records in results/NAME.jsonl of the machine that the last one is of."""
+    records = everything(name)
+    return [record for record in records if record["machine"] == records[-1]["machine"]]
+
+
+def write(name: str, records: list[dict], mode: str = "w") -> None:
+    """Write the records of results/NAME.jsonl."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    files.write(RESULTS / f"{name}.jsonl", lines.encode())
+    with open(RESULTS / f"{name}.jsonl", mode, encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record) + "\n")
+
+
+def replace(name: str, records: list[dict], key: str) -> None:
+    """Keep these records instead of those of this machine with the same value of `key`."""
+    gone = [(list(record[key]), record["machine"]) for record in records]
+    others = []
+    for record in everything(name):
+        if (list(record[key]), record["machine"]) not in gone:
+            others.append(record)
+    write(name, others + records)
 
 
 def about(records: list[dict]) -> str:
     """Where and when these records were measured, for the line below a table."""
-    places = list(dict.fromkeys(record["machine"] for record in records))
+    if not records:
+        return "Not measured yet"
     days = sorted({record["date"] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    return "; ".join([*places, when])
+    return f"{records[0]['machine']}; {when}"
 
 
 def whole_run(command: str, seed: int, *flags) -> dict:
@@ -109,15 +131,17 @@ def whole_run(command: str, seed: int, *flags) -> dict:
 
 def runs(commands: list[str], seeds: int) -> None:
     """Keep `whole_run` of each command and seed; what is kept of this machine is not run again."""
-    have = set()
-    for record in kept("runs"):
-        if record["machine"] == machine():
-            have.add((record["command"], record["seed"]))
     for seed in range(1, seeds + 1):  # in turn, so that a slow hour slows all of them
         for command in commands:
-            if (command, seed) not in have:
+            if not has_run(command, seed):
                 keep("runs", whole_run(command, seed))
                 print(f"{command}, seed {seed}: done", file=sys.stderr)
+
+
+def has_run(command: str, seed: int) -> bool:
+    """Whether a run of this command and seed is kept of this machine."""
+    wanted = command, seed, machine()
+    return wanted in [(each["command"], each["seed"], each["machine"]) for each in kept("runs")]
 
 
 def apart(function, *arguments, launcher=()):
@@ -132,13 +156,13 @@ def in_turn(name: str, rounds: int, measure, sides: list[tuple], *more) -> None:
 
     In a round the sides take turns, so that a slow hour slows all of them.
     """
-    others = [record for record in kept(name) if tuple(record["side"]) not in sides]
-    write(name, others)
+    results = []
     for turn in range(1, rounds + 1):
         for side in sides:
             result = measure(*side, *more)
             print(f"round {turn} of {rounds}: {side}: {result}", file=sys.stderr)
-            keep(name, {"side": side, **result})
+            results.append(described({"side": side, **result}))
+    replace(name, results, "side")
 
 
 def by_side(name: str) -> dict[tuple, dict[str, list]]:

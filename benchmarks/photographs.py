@@ -164,7 +164,7 @@ def main():
     args = parser.parse_args()
     _, (digits, labels) = common.read(common.DEFAULTS["data_dir"])
     digits, labels = digits[: args.digits], labels[: args.digits]
-    measuring.write("photographs", [])
+    records = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         models = trained(folder)
         inputs = {"as MNIST has them": common.to_float(digits)}
@@ -172,7 +172,9 @@ def main():
             inputs[kind] = read(faults, digits, folder)
         for kind, images in inputs.items():
             right = [(model(images).argmax(1) == labels).sum().item() for model in models]
-            measuring.keep("photographs", {"kind": kind, "n": len(labels), "right": right})
+            record = {"kind": kind, "n": len(labels), "right": right}
+            records.append(measuring.described(record))
+    measuring.replace("photographs", records, "kind")
     print(table())
 
 

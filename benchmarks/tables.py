@@ -22,6 +22,7 @@ from tutorials import network
 import modern_mnist
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODERN = r"modern_mnist.py --epochs \d+"
 PRINTED = {  # by the tutorials, in percent
     "mlp": "97.90",
     "batch-first": "98.17",
@@ -47,11 +48,11 @@ def multiply_adds(model: nn.Module) -> int:
     return sum(counts)
 
 
-def runs(program: str) -> dict[str, list[dict]]:
-    """The records of each command that runs this program, from few epochs to many."""
+def runs(pattern: str) -> dict[str, list[dict]]:
+    """The records of each command that matches, from few epochs to many."""
     groups = {}
     for record in sorted(measuring.kept("runs"), key=lambda record: record["epochs"]):
-        if record["command"].startswith(program):
+        if re.fullmatch(pattern, record["command"]):
             groups.setdefault(record["command"], []).append(record)
     return groups
 
@@ -86,7 +87,7 @@ def modern() -> str:
     """modern_mnist.py by its number of epochs."""
     head = ["`modern_mnist.py`", "parameters", "multiply-adds", "n", "test accuracy, %", "seconds"]
     rows = []
-    for command, records in runs("modern_mnist.py").items():
+    for command, records in runs(MODERN).items():
         settings = modern_mnist.recipe({"epochs": records[0]["epochs"]})
         sizes = settings["lines"], settings["windows"]
         model = modern_mnist.RowsAndColumns(settings["hidden"], settings["layers"], 10, *sizes)
@@ -99,7 +100,7 @@ def modern() -> str:
 def readme_modern() -> str:
     """The same, shorter."""
     rows = []
-    for command, records in runs("modern_mnist.py").items():
+    for command, records in runs(MODERN).items():
         rows.append([f"`python {command}`", accuracy(records), seconds(records), len(records)])
     return measuring.table(["command", "test accuracy, %", "seconds", "seeds"], rows)
 

@@ -34,6 +34,12 @@ def test_steps_are_lines_of_the_middle_from_top_to_bottom(lines, steps):
         assert torch.equal((pixels * 0.3081 + 0.1307).round().view(24, 24), expected)
 
 
+def test_images_of_another_size_are_refused():
+    """Of 32 × 32 pixels it would read a corner."""
+    with pytest.raises(ValueError, match="32"):
+        RowsAndColumns(3, 1, 10)(torch.rand(5, 1, 32, 32))
+
+
 def test_in_evaluation_it_answers_for_images_shifted_by_a_pixel_too(images):
     model, answers = RowsAndColumns(3, 1, 10), []
     for by, along in ((0, 2), (1, 2), (-1, 2), (1, 3), (-1, 3)):
