@@ -164,7 +164,7 @@ def loaders(args) -> tuple[Loader, Loader]:
 
 
 def optimizer(args, model: nn.Module, **hyperparameters) -> torch.optim.Optimizer:
-    """The optimizer that the flags name; hyperparameters besides the learning rate are torch's."""
+    """The optimizer that the flags name; torch's hyperparameters but for --lr and those given."""
     kind = getattr(torch.optim, args.optimizer)
     faster = OPTIMIZERS.get(args.optimizer, {})
     return kind(model.parameters(), lr=args.lr, **faster, **hyperparameters)

@@ -241,7 +241,7 @@ def main(argv=None):
     parser = flags()
     args = common.parse(parser, argv, {"modern": recipe}, MODEL_FLAGS)
     if args.windows and args.lines != 1:
-        parser.error("--windows needs --lines 1")
+        parser.error("--windows, the default from --epochs 8: use --lines 1 or --no-windows")
     torch.manual_seed(args.seed)
     model = RowsAndColumns(args.hidden, args.layers, 10, args.lines, args.windows).to(args.device)
     if args.predict:

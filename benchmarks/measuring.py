@@ -23,6 +23,7 @@ import torch  # noqa: E402
 
 import lstm_mnist  # noqa: E402
 import mlp_mnist  # noqa: E402
+from support import files, log  # noqa: E402
 
 RECIPES = {"mlp": {"normalize": False, **mlp_mnist.RECIPE}, **lstm_mnist.RECIPES}
 PROGRAMS = {"mlp": ["mlp_mnist.py"]}
@@ -64,7 +65,8 @@ def last_line(command: list):
 
 def keep(name: str, record: dict) -> None:
     """Append a record to results/NAME.jsonl, with the machine, versions, day and commit."""
-    write(name, [described(record)], "a")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    log.append(RESULTS / f"{name}.jsonl", [described(record)])
 
 
 def described(record: dict) -> dict:
@@ -79,6 +81,11 @@ def everything(name: str) -> list[dict]:
     file = RESULTS / f"{name}.jsonl"
     if not file.exists():
         return []
+    return lines(file)
+
+
+def lines(file: Path) -> list[dict]:
+    """The objects in a file of JSON lines."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -88,14 +95,6 @@ def kept(name: str) -> list[dict]:
     return [record for record in records if record["machine"] == records[-1]["machine"]]
 
 
-def write(name: str, records: list[dict], mode: str = "w") -> None:
-    """Write the records of results/NAME.jsonl."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with open(RESULTS / f"{name}.jsonl", mode, encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record) + "\n")
-
-
 def replace(name: str, records: list[dict], key: str) -> None:
     """Keep these records instead of those of this machine with the same value of `key`."""
     gone = [(list(record[key]), record["machine"]) for record in records]
@@ -103,7 +102,9 @@ def replace(name: str, records: list[dict], key: str) -> None:
     for record in everything(name):
         if (list(record[key]), record["machine"]) not in gone:
             others.append(record)
-    write(name, others + records)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(record) + "\n" for record in others + records)
+    files.write(RESULTS / f"{name}.jsonl", text.encode())
 
 
 def about(records: list[dict]) -> str:
@@ -118,10 +119,9 @@ def about(records: list[dict]) -> str:
 def whole_run(command: str, seed: int, *flags) -> dict:
     """The last scores of a program's run with that seed, and the seconds of all its epochs."""
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "run.jsonl")
-        words = [*shlex.split(command), "--seed", seed, "--log", log, *flags]
-        run([sys.executable, *words])
-        records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        file = Path(folder, "run.jsonl")
+        run([sys.executable, *shlex.split(command), "--seed", seed, "--log", file, *flags])
+        records = lines(file)
     record = {"command": command, "seed": seed, "epochs": len(records)}
     for name in ("parameters", "valid_acc", "valid_loss", "train_loss"):
         record[name] = records[-1].get(name)

@@ -46,7 +46,7 @@ def ours(name: str, flags: list, folder: str) -> dict:
         log = Path(place, "run.jsonl")
         flags = ["--log-interval", "0", "--data-dir", folder, "--log", log, *flags]
         measuring.run([sys.executable, *PROGRAMS[name], "--epochs", "2", *flags])
-        record = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        record = measuring.lines(log)[-1]
     return {"seconds": record["seconds"], "accuracy": record["valid_acc"]}
 
 

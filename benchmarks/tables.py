@@ -48,7 +48,7 @@ def multiply_adds(model: nn.Module) -> int:
     return sum(counts)
 
 
-def runs(pattern: str) -> dict[str, list[dict]]:
+def by_command(pattern: str = ".*") -> dict[str, list[dict]]:
     """The records of each command that matches, from few epochs to many."""
     groups = {}
     for record in sorted(measuring.kept("runs"), key=lambda record: record["epochs"]):
@@ -70,11 +70,10 @@ def seconds(records: list[dict]) -> str:
 def recipes() -> str:
     """The five recipes at their tutorials' full length, and the tutorials' own programs."""
     head = ["recipe", "parameters", "multiply-adds", "epochs", "tutorial prints", "n", "here, %"]
-    rows = []
+    rows, records = [], by_command()
     for name, words in measuring.PROGRAMS.items():
-        ours = runs(" ".join(words)).get(" ".join(words), [])
-        command = f"benchmarks/tutorials.py {name}"
-        theirs = runs(command).get(command, [])
+        ours = records.get(" ".join(words))
+        theirs = records.get(f"benchmarks/tutorials.py {name}")
         if ours and theirs:
             model = network(name)
             row = [name, f"{ours[0]['parameters']:,}", f"{multiply_adds(model):,}"]
@@ -87,7 +86,7 @@ def modern() -> str:
     """modern_mnist.py by its number of epochs."""
     head = ["`modern_mnist.py`", "parameters", "multiply-adds", "n", "test accuracy, %", "seconds"]
     rows = []
-    for command, records in runs(MODERN).items():
+    for command, records in by_command(MODERN).items():
         settings = modern_mnist.recipe({"epochs": records[0]["epochs"]})
         sizes = settings["lines"], settings["windows"]
         model = modern_mnist.RowsAndColumns(settings["hidden"], settings["layers"], 10, *sizes)
@@ -100,7 +99,7 @@ def modern() -> str:
 def readme_modern() -> str:
     """The same, shorter."""
     rows = []
-    for command, records in runs(MODERN).items():
+    for command, records in by_command(MODERN).items():
         rows.append([f"`python {command}`", accuracy(records), seconds(records), len(records)])
     return measuring.table(["command", "test accuracy, %", "seconds", "seeds"], rows)
 

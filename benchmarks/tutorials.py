@@ -14,9 +14,8 @@ import argparse
 import time
 from pathlib import Path
 
-import measuring
 import torch
-from measuring import RECIPES
+from measuring import RECIPES, part_of_mnist
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -92,7 +91,7 @@ def main():
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--epochs", type=int, help="default: the tutorial's")
     args = parser.parse_args()
-    with measuring.part_of_mnist() as folder:
+    with part_of_mnist() as folder:
         train, test, train_loader = as_written(args.recipe, folder, args.seed)
     for _ in range(args.epochs or RECIPES[args.recipe]["epochs"]):
         start = time.perf_counter()

@@ -31,7 +31,7 @@ BAD = {
     "modern --hidden=2147483647": "--hidden",
     "modern --lines=5": "--lines",
     "modern --smoothing=1.5": "--smoothing",
-    "modern --windows --lines 2": "needs --lines 1",
+    "modern --windows --lines 2": "use --lines 1",
     "mlp --epoch 1": "unrecognized arguments: --epoch 1",
     "lstm 7.png": "unrecognized arguments: 7.png",
     "mlp --compile --optimizer Adam": "--compile trains with plain SGD only, without Adam",
