@@ -1,4 +1,4 @@
-"""Milliseconds per training step, alone and beside other work; about 10 minutes on two cores.
+"""Milliseconds per training step, alone and beside other work; 10 minutes on two cores.
 
 python benchmarks/busy.py                              # the five recipes, three rounds of 4 seconds
 python benchmarks/busy.py --recipe sgd --rounds 5
@@ -22,7 +22,7 @@ COLUMNS = [(side, others) for side in ("tutorial", "ours") for others in (0, 1)]
 
 
 def step_times(name: str, side: str, folder: str, seconds: float) -> dict:
-    """Mean, median and longest step of this process, in milliseconds."""
+    """The mean over the training steps of this process, in milliseconds."""
 
     def enough(steps):
         return steps[-1][0] - steps[0][0] > WARM_UP + seconds
@@ -36,9 +36,7 @@ def step_times(name: str, side: str, folder: str, seconds: float) -> dict:
             while True:
                 train(measuring.timed(loader, steps, enough))
     start = steps[0][0] + WARM_UP
-    counted = [1000 * step for end, step in steps if end > start]
-    mean, median = statistics.mean(counted), statistics.median(counted)
-    return {"mean": mean, "median": median, "longest": max(counted)}
+    return {"ms": statistics.mean(1000 * step for end, step in steps if end > start)}
 
 
 def measure(name: str, side: str, others: int, folder: str, seconds: float) -> dict:
@@ -52,24 +50,15 @@ def measure(name: str, side: str, others: int, folder: str, seconds: float) -> d
 
 
 def table() -> str:
-    """A row per recipe: mean (min to max) / median / longest step."""
+    """A row per recipe."""
     results = measuring.by_side("busy")
-    head = ["recipe"] + [f"{side}, {'beside 1' if others else 'alone'}" for side, others in COLUMNS]
+    head = ["recipe", "tutorial alone, ms", "beside 1", "ours alone, ms", "beside 1"]
     rows = []
     for name in measuring.recipes(results):
-        row, means = [name], {}
-        for column in COLUMNS:
-            result = results[(name, *column)]
-            mean = statistics.median(result["mean"])
-            span = f"({min(result['mean']):.1f} to {max(result['mean']):.1f})"
-            median, longest = statistics.median(result["median"]), max(result["longest"])
-            row.append(f"{mean:.1f} {span} / {median:.1f} / {longest:.0f}")
-            means[column] = mean
-        beside = means["ours", 1]
-        ratios = [beside / means["ours", 0], means["tutorial", 1] / beside]
-        rows.append(row + [f"**{ratio:.2f}**" for ratio in ratios])
-    head += ["ours, beside 1 / alone", "beside 1, tutorial / ours"]
-    return measuring.table(head, rows)
+        steps = [results[(name, *column)]["ms"] for column in COLUMNS]
+        ratio = statistics.median(steps[1]) / statistics.median(steps[3])
+        rows.append([name, *map(measuring.cell, steps), f"**{ratio:.2f}**"])
+    return measuring.table([*head, "beside 1, tutorial / ours"], rows, measuring.kept("busy"))
 
 
 def main():

@@ -1,9 +1,11 @@
-"""What several networks of modern_mnist.py answer together; about 3 minutes each on two cores.
+"""What several networks of modern_mnist.py answer together; some minutes each on two cores.
 
-python benchmarks/ensemble.py DIR --epochs 8 --seeds 6       # trains only what DIR lacks
+python benchmarks/ensemble.py DIR                      # trains only what DIR lacks
+python benchmarks/ensemble.py DIR --seeds 6 --commands "modern_mnist.py --epochs 6"
 
-DIR keeps each seed's model. The answer of an ensemble is the mean of its networks'
-log-probabilities. Of 6 seeds, 1 to 3 are the first ensemble of three, 4 to 6 the second.
+DIR keeps the models. The answer of an ensemble is the mean of its networks' log-probabilities.
+Ensembles share no network: with two seeds of each command in an ensemble, seeds 1 and 2 are the
+first one, 3 and 4 the second.
 """
 
 import sys
@@ -14,22 +16,22 @@ from measuring import torch
 
 import modern_mnist
 
-SIZES = (2, 3, 4)
+WINDOWS = "modern_mnist.py --epochs 8"
+LAYERS = "modern_mnist.py --epochs 8 --no-windows --layers 2 --lines 2 --distortion 0.8"
+SIZES = (1, 2, 3, 4)  # seeds of each command
 
 
-def trained(folder: Path, command: str, seed: int) -> Path:
-    """The model file of that run; if there is none yet, the run is made and its record kept."""
+def answers(folder: Path, command: str, seed: int, images: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities `(N, 10)` of a run's model for images `(N, 28, 28)`.
+
+    If the folder lacks the model, the run is made and its record kept.
+    """
     file = folder / f"{command.replace(' ', '_')}_{seed}.pth"
     if not file.exists():
         record = measuring.whole_run(command, seed, "--save-model", file)
-        if not measuring.has_run(command, seed):
+        if not measuring.run_of(command, seed):
             measuring.keep("runs", record)
         print(f"{file}: done", file=sys.stderr)
-    return file
-
-
-def answers(file: Path, images: torch.Tensor) -> torch.Tensor:
-    """The log-probabilities `(N, 10)` that a saved model gives for images `(N, 28, 28)`."""
     flags = ["--load-model", file, "--epochs", "0", "--device", "cpu", "--dry-run"]
     model, _ = modern_mnist.main(flags)
     with torch.no_grad():
@@ -38,35 +40,43 @@ def answers(file: Path, images: torch.Tensor) -> torch.Tensor:
 
 def table() -> str:
     """A row per command and size."""
-    groups = {}
-    for record in measuring.kept("ensembles"):
-        name = f"{record['networks']} of `{record['command']}`"
-        groups.setdefault(name, []).append(100 * record["valid_acc"])
-    rows = [[name, len(values), measuring.spread(values)] for name, values in groups.items()]
-    return measuring.table(["networks", "n", "test accuracy, %"], rows)
+    groups, records = {}, measuring.kept("ensembles")
+    for record in records:
+        commands = " and of ".join(f"`{command}`" for command in record["commands"])
+        groups.setdefault(f"{record['seeds']} of {commands}", []).append(record)
+    rows = []
+    for name, each in groups.items():
+        scores = measuring.spread([100 * record["valid_acc"] for record in each])
+        rows.append(
+            [name, scores, measuring.cell([record["seconds"] for record in each]), len(each)]
+        )
+    return measuring.table(["networks", "test accuracy, %", "seconds", "n"], rows, records)
 
 
 def main():
-    parser = measuring.parser(__doc__, "--seeds", 6, recipes=None)
+    parser = measuring.parser(__doc__, "--seeds", 4, recipes=None)
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="keep the models here")
-    add("--epochs", default="8", metavar="N", help="default: 8")
+    add("--commands", nargs="+", default=[WINDOWS, LAYERS], help="default: two kinds of networks")
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     _, (images, labels) = measuring.common.read(measuring.common.DEFAULTS["data_dir"])
-    command = f"modern_mnist.py --epochs {args.epochs}"
-    outputs = []
+    outputs, seconds = [], []  # for each seed, of all commands together
     for seed in range(1, args.seeds + 1):
-        outputs.append(answers(trained(folder, command, seed), images))
+        each = [answers(folder, command, seed, images) for command in args.commands]
+        outputs.append(sum(each))
+        runs = [measuring.run_of(command, seed) for command in args.commands]
+        seconds.append(sum(run["seconds"] for run in runs))
     records = []
     for size in SIZES:
         for first in range(0, args.seeds - size + 1, size):
-            together = sum(outputs[first : first + size])
-            right = (together.argmax(1) == labels).float().mean().item()
-            record = {"command": command, "networks": size, "first_seed": first + 1}
-            records.append(measuring.described(record | {"valid_acc": right}))
-    measuring.replace("ensembles", records, "command")
+            seeds = slice(first, first + size)
+            right = (sum(outputs[seeds]).argmax(1) == labels).float().mean().item()
+            record = {"commands": args.commands, "seeds": size, "first_seed": first + 1}
+            record |= {"valid_acc": right, "seconds": sum(seconds[seeds])}
+            records.append(measuring.described(record))
+    measuring.replace("ensembles", records, "commands")
     print(table())
 
 

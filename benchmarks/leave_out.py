@@ -16,7 +16,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import modern_mnist
-from support import tables
 
 PROGRAM = "benchmarks/leave_out.py"
 FLAGS = {
@@ -89,13 +88,8 @@ def table(epochs: int = 4) -> str:
     for record in measuring.kept("runs"):
         program, *words = shlex.split(record["command"])
         if program == PROGRAM and record["epochs"] == epochs:
-            groups.setdefault(words[1], []).append([record])
-    rows = []
-    for row in tables.table(groups, "valid_acc"):
-        name, n, _, _, accuracy, difference, _ = tables.cells(row, "valid_acc")
-        rows.append([name, n, accuracy, difference or "-"])
-    head = ["without", "n", "accuracy, held out, %", "difference (95 %, jointly)"]
-    return measuring.table(head, rows)
+            groups.setdefault(words[1], []).append(record)
+    return measuring.comparison("without", groups)
 
 
 def main():

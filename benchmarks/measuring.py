@@ -1,6 +1,7 @@
 """What the measurements share: fresh processes, sides in turn, parts of MNIST, steps, tables."""
 
 import argparse
+import collections
 import contextlib
 import importlib
 import json
@@ -23,7 +24,7 @@ import torch  # noqa: E402
 
 import lstm_mnist  # noqa: E402
 import mlp_mnist  # noqa: E402
-from support import files, log  # noqa: E402
+from support import files, log, tables  # noqa: E402
 
 RECIPES = {"mlp": {"normalize": False, **mlp_mnist.RECIPE}, **lstm_mnist.RECIPES}
 PROGRAMS = {"mlp": ["mlp_mnist.py"]}
@@ -107,15 +108,6 @@ def replace(name: str, records: list[dict], key: str) -> None:
     files.write(RESULTS / f"{name}.jsonl", text.encode())
 
 
-def about(records: list[dict]) -> str:
-    """Where and when these records were measured, for the line below a table."""
-    if not records:
-        return "Not measured yet"
-    days = sorted({record["date"] for record in records})
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    return f"{records[0]['machine']}; {when}"
-
-
 def whole_run(command: str, seed: int, *flags) -> dict:
     """The last scores of a program's run with that seed, and the seconds of all its epochs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -133,15 +125,17 @@ def runs(commands: list[str], seeds: int) -> None:
     """Keep `whole_run` of each command and seed; what is kept of this machine is not run again."""
     for seed in range(1, seeds + 1):  # in turn, so that a slow hour slows all of them
         for command in commands:
-            if not has_run(command, seed):
+            if not run_of(command, seed):
                 keep("runs", whole_run(command, seed))
                 print(f"{command}, seed {seed}: done", file=sys.stderr)
 
 
-def has_run(command: str, seed: int) -> bool:
-    """Whether a run of this command and seed is kept of this machine."""
-    wanted = command, seed, machine()
-    return wanted in [(each["command"], each["seed"], each["machine"]) for each in kept("runs")]
+def run_of(command: str, seed: int) -> dict | None:
+    """The record of this command and seed on this machine, if there is one."""
+    for record in everything("runs"):
+        if (record["command"], record["seed"], record["machine"]) == (command, seed, machine()):
+            return record
+    return None
 
 
 def apart(function, *arguments, launcher=()):
@@ -249,12 +243,30 @@ def spread(values: list[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def table(head: list, rows: list[list]) -> str:
-    """A Markdown table."""
+def table(head: list, rows: list[list], records: list[dict]) -> str:
+    """A Markdown table; below it where and when its records were measured, and how often."""
     lines = []
     for row in (head, ["---"] * len(head), *rows):
         lines.append(f"| {' | '.join(map(str, row))} |\n")
-    return "".join(lines)
+    about = sorted({record["machine"] for record in records})
+    days = sorted({record["date"] for record in records})
+    about.append(" to ".join(sorted({days[0], days[-1]})))
+    sides = collections.Counter(str(record["side"]) for record in records if "side" in record)
+    if sides:
+        about.append(f"n = {min(sides.values())}, medians (min to max)")
+    return f"{''.join(lines)}\n{'; '.join(about)}.\n"
+
+
+def comparison(what: str, groups: dict[str, list[dict]]) -> str:
+    """A row per group of whole runs, each compared with the first, as compare.py does."""
+    rows, used = [], sum(groups.values(), [])
+    runs = {name: [[record] for record in records] for name, records in groups.items()}
+    for row in tables.table(runs, "valid_acc"):
+        name, n, _, _, accuracy, difference, _ = tables.cells(row, "valid_acc")
+        rows.append([name, accuracy, difference or "-", n])
+    return table(
+        [what, "accuracy, %", "difference from the first row (95 %, jointly)", "n"], rows, used
+    )
 
 
 def machine() -> str:

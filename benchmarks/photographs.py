@@ -152,11 +152,12 @@ def read(faults: set, digits: torch.Tensor, folder: str) -> torch.Tensor:
 def table() -> str:
     """A row per kind."""
     rows = []
-    for record in measuring.kept("photographs"):
+    records = measuring.kept("photographs")
+    for record in records:
         shares = [f"{100 * right / record['n']:.1f}" for right in record["right"]]
         rows.append([record["kind"], record["n"], *shares])
     names = [f"`{command}`, %" for command in COMMANDS]
-    return measuring.table(["photographs", "n", *names], rows)
+    return measuring.table(["photographs", "n", *names], rows, records)
 
 
 def main():

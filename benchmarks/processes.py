@@ -4,9 +4,7 @@ python benchmarks/processes.py                         # the five recipes, three
 python benchmarks/processes.py --recipe sgd --rounds 5
 """
 
-import contextlib
 import statistics
-from pathlib import Path
 
 import measuring
 
@@ -14,28 +12,10 @@ STEPS, WARM_UP = 300, 50
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
-def sent() -> int:
-    """Bytes that this machine has sent to itself; 0 where the system does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/net/dev").read_text().splitlines():
-            if line.strip().startswith("lo:"):
-                return int(line.split()[9])
-    return 0
-
-
 def step_times(name: str) -> dict:
-    """Milliseconds and bytes of a step of this process, or of torchrun's, while it trains."""
-    before = 0
-
-    def enough(steps):
-        nonlocal before
-        if len(steps) == WARM_UP:
-            before = sent()
-        return len(steps) == WARM_UP + STEPS
-
-    steps = measuring.steps_of_script(name, [], enough)
-    seconds = [step for _, step in steps[WARM_UP:]]
-    return {"ms": 1000 * statistics.mean(seconds), "bytes": (sent() - before) / STEPS}
+    """Milliseconds of a step of this process, or of torchrun's, while it trains."""
+    steps = measuring.steps_of_script(name, [], lambda steps: len(steps) == WARM_UP + STEPS)
+    return {"ms": statistics.mean(1000 * step for _, step in steps[WARM_UP:])}
 
 
 def measure(name: str, processes: int) -> dict:
@@ -49,12 +29,11 @@ def table() -> str:
     results = measuring.by_side("processes")
     rows = []
     for name in measuring.recipes(results):
-        one, two = results[name, 1], results[name, 2]
-        ratio = statistics.median(one["ms"]) / statistics.median(two["ms"])
-        row = [name, measuring.cell(one["ms"]), measuring.cell(two["ms"]), f"**{ratio:.2f}**"]
-        rows.append([*row, f"{statistics.median(two['bytes']):,.0f}"])
-    head = ["recipe", "ms per step, 1 process", "2 processes", "speed-up", "bytes sent per step"]
-    return measuring.table(head, rows)
+        one, two = (results[name, processes]["ms"] for processes in (1, 2))
+        ratio = statistics.median(two) / statistics.median(one)
+        rows.append([name, measuring.cell(one), measuring.cell(two), f"**{ratio:.2f}**"])
+    head = ["recipe", "ms per step, 1 process", "2 processes", "2 processes / 1"]
+    return measuring.table(head, rows, measuring.kept("processes"))
 
 
 def main():

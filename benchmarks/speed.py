@@ -102,7 +102,7 @@ def table() -> str:
                 row.append("-")
         row.append(f"**{min(medians) / statistics.median(own):.2f}**" if medians else "-")
         rows.append(row)
-    return measuring.table(head, rows)
+    return measuring.table(head, rows, measuring.kept("speed"))
 
 
 def main():

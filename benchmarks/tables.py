@@ -5,15 +5,15 @@ python benchmarks/tables.py
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of TABLES.
 """
 
+import functools
 import re
+import statistics
 
 import busy
 import ensemble
 import leave_out
 import measuring
 import photographs
-import processes
-import set_up
 import speed
 from measuring import ROOT, torch
 from torch import nn
@@ -26,9 +26,16 @@ MODERN = r"modern_mnist.py --epochs \d+"
 PRINTED = {  # by the tutorials, in percent
     "mlp": "97.90",
     "batch-first": "98.17",
-    "sgd": "above 99.7",
-    "last-hidden": "96.4 (first 1000 test images)",
+    "sgd": "“above 99.7”",
+    "last-hidden": "96.4 of 1000 images",
     "time-major": "98.07",
+}
+KNOWN_BY = {  # what the reader of a tutorial finds in it
+    "mlp": "`fc1`, `fc2`, `fc3`",
+    "batch-first": "`nn.LSTM(28, 128, 2, batch_first=True)`",
+    "sgd": "`nn.LSTM(28, 50, 2, batch_first=True)`",
+    "last-hidden": "`nn.LSTM(28, 64, 1, batch_first=True)`",
+    "time-major": "`nn.LSTM(28, 100, 2)`",
 }
 
 
@@ -48,7 +55,7 @@ def multiply_adds(model: nn.Module) -> int:
     return sum(counts)
 
 
-def by_command(pattern: str = ".*") -> dict[str, list[dict]]:
+def by_command(pattern: str) -> dict[str, list[dict]]:
     """The records of each command that matches, from few epochs to many."""
     groups = {}
     for record in sorted(measuring.kept("runs"), key=lambda record: record["epochs"]):
@@ -62,59 +69,118 @@ def accuracy(records: list[dict]) -> str:
     return measuring.spread([100 * record["valid_acc"] for record in records])
 
 
-def seconds(records: list[dict]) -> str:
-    """Median (min to max) of whole runs."""
-    return measuring.cell([record["seconds"] for record in records])
+def brief(values: list[float]) -> str:
+    """Mean ± standard deviation."""
+    return measuring.spread(values).split(" (")[0]
+
+
+def readme() -> str:
+    """The five recipes in brief: accuracy at full length, seconds per epoch."""
+    results, used = measuring.by_side("speed"), []
+    rows = []
+    for name, words in measuring.PROGRAMS.items():
+        command = " ".join(words)
+        records = by_command(re.escape(command))[command]
+        seconds = [results[name, side]["seconds"] for side in ("tutorial", "ours")]
+        theirs, ours = map(statistics.median, seconds)
+        row = [KNOWN_BY[name], f"`{command}`", PRINTED[name]]
+        row.append(brief([100 * record["valid_acc"] for record in records]))
+        rows.append([*row, f"{theirs:.1f} → {ours:.1f}"])
+        used += records
+    head = [
+        "if your tutorial has",
+        "run `python …`",
+        "it prints, %",
+        f"here, % (n = {len(records)})",
+    ]
+    head.append(f"seconds per epoch, its program → here (n = {len(seconds[0])})")
+    return measuring.table(head, rows, used)
 
 
 def recipes() -> str:
-    """The five recipes at their tutorials' full length, and the tutorials' own programs."""
-    head = ["recipe", "parameters", "multiply-adds", "epochs", "tutorial prints", "n", "here, %"]
-    rows, records = [], by_command()
+    """The five recipes at their tutorials' full length."""
+    head = ["recipe", "parameters", "multiply-adds", "epochs", "tutorial prints, %", "here, %", "n"]
+    rows, used = [], []
     for name, words in measuring.PROGRAMS.items():
-        ours = records.get(" ".join(words))
-        theirs = records.get(f"benchmarks/tutorials.py {name}")
-        if ours and theirs:
-            model = network(name)
-            row = [name, f"{ours[0]['parameters']:,}", f"{multiply_adds(model):,}"]
-            row += [ours[0]["epochs"], PRINTED[name], len(ours), accuracy(ours), seconds(ours)]
-            rows.append([*row, len(theirs), accuracy(theirs), seconds(theirs)])
-    return measuring.table([*head, "s", "n", "the tutorial's program, %", "s"], rows)
+        command = " ".join(words)
+        records = by_command(re.escape(command))[command]
+        row = [name, f"{records[0]['parameters']:,}", f"{multiply_adds(network(name)):,}"]
+        row += [records[0]["epochs"], PRINTED[name], accuracy(records), len(records)]
+        rows.append(row)
+        used += records
+    return measuring.table(head, rows, used)
+
+
+def tutorials() -> str:
+    """The tutorials' own programs, trained as long."""
+    rows, used = [], []
+    for command, records in by_command("benchmarks/tutorials.py .*").items():
+        rows.append([command.split()[1], accuracy(records), len(records)])
+        used += records
+    return measuring.table(["the tutorial's program", "test accuracy, %", "n"], rows, used)
 
 
 def modern() -> str:
     """modern_mnist.py by its number of epochs."""
-    head = ["`modern_mnist.py`", "parameters", "multiply-adds", "n", "test accuracy, %", "seconds"]
-    rows = []
+    head = ["`modern_mnist.py`", "parameters", "multiply-adds", "test accuracy, %", "seconds", "n"]
+    rows, used = [], []
     for command, records in by_command(MODERN).items():
         settings = modern_mnist.recipe({"epochs": records[0]["epochs"]})
         sizes = settings["lines"], settings["windows"]
         model = modern_mnist.RowsAndColumns(settings["hidden"], settings["layers"], 10, *sizes)
         flags = command.removeprefix("modern_mnist.py ")
         row = [f"`{flags}`", f"{records[0]['parameters']:,}", f"{multiply_adds(model):,}"]
-        rows.append([*row, len(records), accuracy(records), seconds(records)])
-    return measuring.table(head, rows)
+        seconds = measuring.cell([record["seconds"] for record in records])
+        rows.append([*row, accuracy(records), seconds, len(records)])
+        used += records
+    return measuring.table(head, rows, used)
 
 
 def readme_modern() -> str:
-    """The same, shorter."""
-    rows = []
-    for command, records in by_command(MODERN).items():
-        rows.append([f"`python {command}`", accuracy(records), seconds(records), len(records)])
-    return measuring.table(["command", "test accuracy, %", "seconds", "seeds"], rows)
+    """The same, in brief."""
+    rows, used = [], []
+    for records in by_command(MODERN).values():
+        scores = brief([100 * record["valid_acc"] for record in records])
+        seconds = statistics.median(record["seconds"] for record in records)
+        rows.append([records[0]["epochs"], scores, f"{seconds:.1f}", len(records)])
+        used += records
+    return measuring.table(["`--epochs`", "test accuracy, %", "seconds", "n"], rows, used)
 
 
-TABLES = {  # by the name in a page: the table, and the file of its records
-    "recipes": (recipes, "runs"),
-    "modern": (modern, "runs"),
-    "readme-modern": (readme_modern, "runs"),
-    "ensembles": (ensemble.table, "ensembles"),
-    "leave-out": (leave_out.table, "runs"),
-    "speed": (speed.table, "speed"),
-    "busy": (busy.table, "busy"),
-    "set-up": (set_up.table, "set_up"),
-    "processes": (processes.table, "processes"),
-    "photographs": (photographs.table, "photographs"),
+GRU = [
+    "mlp_mnist.py --epochs 5",
+    "lstm_mnist.py --recipe last-hidden --epochs 5",
+    "lstm_mnist.py --recipe last-hidden --epochs 5 --cell gru",
+]
+OPTIMIZERS = [
+    "lstm_mnist.py --recipe last-hidden --optimizer SGD --lr 1",
+    "lstm_mnist.py --recipe last-hidden --optimizer Adam --lr 0.01",
+    "lstm_mnist.py --recipe last-hidden --optimizer RMSprop --lr 0.01",
+    "lstm_mnist.py --recipe last-hidden --optimizer Adadelta --lr 3",
+]
+
+
+def compared(commands: list[str]) -> str:
+    """A row per command, as compare.py compares them."""
+    groups = {}
+    for command in commands:
+        groups[f"`{command}`"] = by_command(re.escape(command))[command]
+    return measuring.comparison("command", groups)
+
+
+TABLES = {  # by the name in a page
+    "readme": readme,
+    "readme-modern": readme_modern,
+    "recipes": recipes,
+    "tutorials": tutorials,
+    "modern": modern,
+    "ensembles": ensemble.table,
+    "leave-out": leave_out.table,
+    "gru": functools.partial(compared, GRU),
+    "optimizers": functools.partial(compared, OPTIMIZERS),
+    "speed": speed.table,
+    "busy": busy.table,
+    "photographs": photographs.table,
 }
 
 
@@ -122,9 +188,7 @@ def filled(text: str) -> str:
     """A page's text with its tables as the records have them."""
 
     def table(match):
-        make, name = TABLES[match[1]]
-        about = measuring.about(measuring.kept(name))
-        return f"<!-- table: {match[1]} -->\n\n{make()}\n{about}.\n\n<!-- end -->"
+        return f"<!-- table: {match[1]} -->\n\n{TABLES[match[1]]()}\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([a-z-]+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
 

@@ -68,7 +68,7 @@ ROWS = {  # of the command's table
     "set_up.py --rounds 1 --recipe time-major": 1,
     "busy.py --rounds 1 --seconds 1 --recipe last-hidden": 1,
     "leave_out.py --seeds 1 --epochs 1 --without columns 'one cycle'": 3,
-    "ensemble.py FOLDER --seeds 2 --epochs 1": 1,
+    "ensemble.py FOLDER --seeds 2 --commands 'modern_mnist.py --epochs 1'": 2,
     "processes.py --rounds 1 --recipe sgd": 1,
 }
 
