@@ -24,7 +24,7 @@ import torch  # noqa: E402
 
 import lstm_mnist  # noqa: E402
 import mlp_mnist  # noqa: E402
-from support import files, log, tables  # noqa: E402
+from support import files, log  # noqa: E402
 
 RECIPES = {"mlp": {"normalize": False, **mlp_mnist.RECIPE}, **lstm_mnist.RECIPES}
 PROGRAMS = {"mlp": ["mlp_mnist.py"]}
@@ -255,18 +255,6 @@ def table(head: list, rows: list[list], records: list[dict]) -> str:
     if sides:
         about.append(f"n = {min(sides.values())}, medians (min to max)")
     return f"{''.join(lines)}\n{'; '.join(about)}.\n"
-
-
-def comparison(what: str, groups: dict[str, list[dict]]) -> str:
-    """A row per group of whole runs, each compared with the first, as compare.py does."""
-    rows, used = [], sum(groups.values(), [])
-    runs = {name: [[record] for record in records] for name, records in groups.items()}
-    for row in tables.table(runs, "valid_acc"):
-        name, n, _, _, accuracy, difference, _ = tables.cells(row, "valid_acc")
-        rows.append([name, accuracy, difference or "-", n])
-    return table(
-        [what, "accuracy, %", "difference from the first row (95 %, jointly)", "n"], rows, used
-    )
 
 
 def machine() -> str:

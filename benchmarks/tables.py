@@ -11,7 +11,6 @@ import statistics
 
 import busy
 import ensemble
-import leave_out
 import measuring
 import photographs
 import speed
@@ -20,6 +19,7 @@ from torch import nn
 from tutorials import network
 
 import modern_mnist
+from support import tables
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODERN = r"modern_mnist.py --epochs \d+"
@@ -161,11 +161,17 @@ OPTIMIZERS = [
 
 
 def compared(commands: list[str]) -> str:
-    """A row per command, as compare.py compares them."""
-    groups = {}
+    """A row per command, each compared with the first, as compare.py does."""
+    runs, used, rows = {}, [], []
     for command in commands:
-        groups[f"`{command}`"] = by_command(re.escape(command))[command]
-    return measuring.comparison("command", groups)
+        records = by_command(re.escape(command))[command]
+        runs[f"`{command}`"] = [[record] for record in records]
+        used += records
+    for row in tables.table(runs, "valid_acc"):
+        name, n, _, _, scores, difference, _ = tables.cells(row, "valid_acc")
+        rows.append([name, scores, difference or "-", n])
+    head = ["command", "test accuracy, %", "difference from the first row (95 %, jointly)", "n"]
+    return measuring.table(head, rows, used)
 
 
 TABLES = {  # by the name in a page
@@ -175,7 +181,6 @@ TABLES = {  # by the name in a page
     "tutorials": tutorials,
     "modern": modern,
     "ensembles": ensemble.table,
-    "leave-out": leave_out.table,
     "gru": functools.partial(compared, GRU),
     "optimizers": functools.partial(compared, OPTIMIZERS),
     "speed": speed.table,

@@ -6,7 +6,6 @@ import shlex
 import common
 
 import pytest
-import torch
 from conftest import ROOT, call
 
 
@@ -55,19 +54,10 @@ def test_steps_are_timed_until_it_is_enough(measuring):
         list(measuring.timed("abcd", steps, lambda _: len(steps) == 3))
 
 
-def test_classifier_sees_only_the_features_that_are_left(measuring):
-    from leave_out import Some
-
-    classifier = Some(16, [1])
-    outputs = classifier(torch.eye(16))  # a row for each feature
-    assert outputs.any(1).nonzero().flatten().tolist() == [2, 3]
-
-
 ROWS = {  # of the command's table
     "speed.py --quick --rounds 1": 7,
     "set_up.py --rounds 1 --recipe time-major": 1,
     "busy.py --rounds 1 --seconds 1 --recipe last-hidden": 1,
-    "leave_out.py --seeds 1 --epochs 1 --without columns 'one cycle'": 3,
     "ensemble.py FOLDER --seeds 2 --commands 'modern_mnist.py --epochs 1'": 2,
     "processes.py --rounds 1 --recipe sgd": 1,
 }
