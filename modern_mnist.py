@@ -175,7 +175,6 @@ LENGTHS = {  # from this many epochs on; chosen on held-out training images
     2: dict(optimizer="AdamW", lr=0.01, hidden=64, lines=3, distortion=0.6),
     4: dict(optimizer="Muon", lr=0.02, hidden=128, lines=2, distortion=0.6),
     8: dict(optimizer="Muon", lr=0.02, hidden=128, lines=1, windows=True, distortion=0.7),
-    32: dict(optimizer="Muon", lr=0.02, hidden=128, lines=1, windows=True, distortion=1.2),
 }
 # Where not torch's; fewer steps of Newton-Schulz take less time
 HYPERPARAMETERS = {"AdamW": {"betas": (0.7, 0.9)}, "Muon": {"ns_steps": 3}}
@@ -191,8 +190,9 @@ def recipe(given):
     bf16 = cpu and torch.cpu._is_avx512_bf16_supported()
     length = max(n for n in LENGTHS if n <= epochs)
     settings = {**RECIPE, **LENGTHS[length], "bf16": bf16, "total_epochs": epochs}
-    if cpu and not bf16 and settings["optimizer"] == "Muon":
-        settings |= {"optimizer": "AdamW", "lr": 0.01}  # torch's Muon is bfloat16: slow
+    slow = cpu and not bf16  # torch's Muon computes in bfloat16
+    if settings["optimizer"] == "Muon" and (slow or given.get("optimizer", "Muon") != "Muon"):
+        settings |= {"optimizer": "AdamW", "lr": 0.01}
     if settings["windows"]:
         settings["parts"] = max(4, common.CORES)  # windows make large batches
     return settings

@@ -159,7 +159,7 @@ def test_training_images_alone_are_distorted(flags, calls, tiny, monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "length"),
-    [({}, 8), ({"epochs": 0}, 8), ({"epochs": 1}, 1), ({"epochs": 7}, 4), ({"epochs": 100}, 32)],
+    [({}, 8), ({"epochs": 0}, 8), ({"epochs": 1}, 1), ({"epochs": 7}, 4), ({"epochs": 100}, 8)],
 )
 def test_network_and_rate_follow_the_epochs(given, length, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
@@ -184,6 +184,11 @@ def test_a_cpu_without_bfloat16_is_spared_muon(monkeypatch):
     settings = modern_mnist.recipe({"epochs": 8, "device": "cpu"})
     assert (settings["optimizer"], settings["lr"]) == ("AdamW", 0.01)
     assert modern_mnist.recipe({"epochs": 8, "device": "cuda"})["optimizer"] == "Muon"
+
+
+def test_another_optimizer_does_not_get_muons_rate():
+    """`--optimizer AdamW` trained with 0.02, twice its own."""
+    assert modern_mnist.recipe({"epochs": 8, "optimizer": "AdamW"})["lr"] == 0.01
 
 
 def test_the_training_loss_is_smoothed_and_the_valid_loss_is_not(tiny):
