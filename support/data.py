@@ -120,6 +120,8 @@ def download(root: Path, folder: str) -> None:
             with contextlib.redirect_stdout(sys.stderr):
                 getattr(datasets, folder)(place, download=True)
             root.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                os.rmdir(root / folder)  # only an empty one goes
             if not (root / folder).exists():  # another process may have been faster
                 with tempfile.TemporaryDirectory(dir=root) as near:
                     moved = shutil.move(Path(place, folder), near)

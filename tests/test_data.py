@@ -224,9 +224,11 @@ def test_a_file_that_is_not_of_the_set_is_named(
     assert status == 1
 
 
+@pytest.mark.parametrize("there", [["MNIST"], ["KMNIST", "MNIST"]])
 def test_a_set_is_downloaded_beside_torchvisions_and_appears_whole(
-    tiny, tmp_path, monkeypatch, capsys
+    there, tiny, tmp_path, monkeypatch, capsys
 ):
+    """An empty folder of its name ended in AttributeError."""
     meanwhile = []
 
     def download(root, download):
@@ -234,9 +236,10 @@ def test_a_set_is_downloaded_beside_torchvisions_and_appears_whole(
         meanwhile.extend(os.listdir(tmp_path))
 
     monkeypatch.setattr(datasets, "KMNIST", download)
-    (tmp_path / "MNIST").mkdir()
+    for name in there:
+        (tmp_path / name).mkdir()
     mlp_mnist.main(["--dataset", "kmnist", "--data-dir", tmp_path, "--dry-run"])
-    assert meanwhile == ["MNIST"]
+    assert sorted(meanwhile) == there
     assert sorted(os.listdir(tmp_path)) == ["KMNIST", "MNIST"]
 
 
