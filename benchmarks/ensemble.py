@@ -42,14 +42,13 @@ def table() -> str:
     """A row per command and size."""
     groups, records = {}, measuring.kept("ensembles")
     for record in records:
-        commands = " and of ".join(f"`{command}`" for command in record["commands"])
-        groups.setdefault(f"{record['seeds']} of {commands}", []).append(record)
+        name = " + ".join(f"{record['seeds']} × `{command}`" for command in record["commands"])
+        groups.setdefault(name, []).append(record)
     rows = []
     for name, each in groups.items():
         scores = measuring.spread([100 * record["valid_acc"] for record in each])
-        rows.append(
-            [name, scores, measuring.cell([record["seconds"] for record in each]), len(each)]
-        )
+        seconds = measuring.cell([record["seconds"] for record in each])
+        rows.append([name, scores, seconds, len(each)])
     return measuring.table(["networks", "test accuracy, %", "seconds", "n"], rows, records)
 
 

@@ -12,7 +12,6 @@ import statistics
 import busy
 import ensemble
 import measuring
-import photographs
 import speed
 from measuring import ROOT, torch
 from torch import nn
@@ -69,9 +68,9 @@ def accuracy(records: list[dict]) -> str:
     return measuring.spread([100 * record["valid_acc"] for record in records])
 
 
-def brief(values: list[float]) -> str:
+def brief(records: list[dict]) -> str:
     """Mean ± standard deviation."""
-    return measuring.spread(values).split(" (")[0]
+    return accuracy(records).split(" (")[0]
 
 
 def readme() -> str:
@@ -83,17 +82,12 @@ def readme() -> str:
         records = by_command(re.escape(command))[command]
         seconds = [results[name, side]["seconds"] for side in ("tutorial", "ours")]
         theirs, ours = map(statistics.median, seconds)
-        row = [KNOWN_BY[name], f"`{command}`", PRINTED[name]]
-        row.append(brief([100 * record["valid_acc"] for record in records]))
+        row = [KNOWN_BY[name], f"`{command}`", PRINTED[name], brief(records)]
         rows.append([*row, f"{theirs:.1f} → {ours:.1f}"])
         used += records
-    head = [
-        "if your tutorial has",
-        "run `python …`",
-        "it prints, %",
-        f"here, % (n = {len(records)})",
-    ]
-    head.append(f"seconds per epoch, its program → here (n = {len(seconds[0])})")
+    head = ["if your tutorial has", "run `python …`", "it claims, %"]
+    head.append(f"here, % (n = {len(records)})")
+    head.append(f"s per epoch, its program → here (n = {len(seconds[0])})")
     return measuring.table(head, rows, used)
 
 
@@ -109,15 +103,6 @@ def recipes() -> str:
         rows.append(row)
         used += records
     return measuring.table(head, rows, used)
-
-
-def tutorials() -> str:
-    """The tutorials' own programs, trained as long."""
-    rows, used = [], []
-    for command, records in by_command("benchmarks/tutorials.py .*").items():
-        rows.append([command.split()[1], accuracy(records), len(records)])
-        used += records
-    return measuring.table(["the tutorial's program", "test accuracy, %", "n"], rows, used)
 
 
 def modern() -> str:
@@ -140,9 +125,8 @@ def readme_modern() -> str:
     """The same, in brief."""
     rows, used = [], []
     for records in by_command(MODERN).values():
-        scores = brief([100 * record["valid_acc"] for record in records])
         seconds = statistics.median(record["seconds"] for record in records)
-        rows.append([records[0]["epochs"], scores, f"{seconds:.1f}", len(records)])
+        rows.append([records[0]["epochs"], brief(records), f"{seconds:.1f}", len(records)])
         used += records
     return measuring.table(["`--epochs`", "test accuracy, %", "seconds", "n"], rows, used)
 
@@ -178,14 +162,12 @@ TABLES = {  # by the name in a page
     "readme": readme,
     "readme-modern": readme_modern,
     "recipes": recipes,
-    "tutorials": tutorials,
     "modern": modern,
     "ensembles": ensemble.table,
     "gru": functools.partial(compared, GRU),
     "optimizers": functools.partial(compared, OPTIMIZERS),
     "speed": speed.table,
     "busy": busy.table,
-    "photographs": photographs.table,
 }
 
 

@@ -18,11 +18,6 @@ for section in PAGE.split("\n## ")[1:]:
 
 @pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=map(str, SNIPPETS))
 def test_a_snippet_prints_what_it_says(snippet, tiny, tmp_path, monkeypatch, capsys):
-    if "import pandas" in snippet:
-        pytest.importorskip("pandas")
-    if "torch.onnx" in snippet:
-        pytest.importorskip("onnxscript")
-        pytest.importorskip("onnxruntime")
     monkeypatch.setitem(common.DEFAULTS, "data_dir", tiny)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -44,5 +39,5 @@ def test_so_many_of_the_test_images_are_ones(digits):
 
 def test_the_comparison_still_shows_no_difference_between_adam_and_sgd():
     page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
-    (row,) = re.findall(r"^\| optimizer Adam, .*", page, flags=re.MULTILINE)
+    (row,) = re.findall(r"^\| .*--optimizer Adam .*", page, flags=re.MULTILINE)
     assert "no difference shown" in row

@@ -5,9 +5,7 @@ import runpy
 import shutil
 
 import pytest
-import torch
 from conftest import ROOT, snippet
-from torch import nn
 
 import compare
 import lstm_mnist
@@ -24,23 +22,12 @@ def data(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_readmes_loop_trains(data, capsys):
-    exec(snippet("for epoch in"), {})
+def test_a_loop_of_ones_own_trains(data, capsys):
+    exec(snippet("for epoch in", "docs/own.md"), {})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [epoch for epoch, *_ in lines] == [*"01234"]
     losses = [float(train_loss) for _, train_loss, *_ in lines]
     assert losses[4] < losses[0]
-
-
-def test_a_loop_of_ones_own_trains(data):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1)
-    names = dict(model=model, criterion=criterion, optimizer=optimizer)
-    names |= dict(train=mlp_mnist.train, test=mlp_mnist.test)
-    exec(snippet("common.Parallel", "docs/own.md"), names)
-    assert len(names["train_loader"]) == 3
-    scores = mlp_mnist.test(model, names["test_loader"], criterion)
-    assert (names["valid_loss"], names["valid_acc"]) == pytest.approx(scores)
 
 
 def test_the_page_on_ones_own_model_works(data, tmp_path, capsys):
@@ -65,7 +52,7 @@ def headings(page):
     found = set()
     for line in page.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
-            words = re.sub(r"[^a-z0-9 -]", "", line.lower()).strip()
+            words = re.sub(r"[^a-z0-9_ -]", "", line.lower()).strip()
             found.add(words.replace(" ", "-"))
     return found
 
@@ -87,9 +74,23 @@ def test_every_flag_in_the_docs_exists(page):
     code = "".join(file.read_text(encoding="utf-8") for file in programs)
     known = {*re.findall(r'"(--[a-z0-9-]+)"', code), "--help", "--cov", "--no-normalize"}
     known |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
-    known |= {"--max-restarts", "--no-bf16"}
+    known |= {"--max-restarts", "--no-bf16", "--no-windows"}
     named = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8"))
     assert set(named) - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_commands_flags_are_its_programs(page):
+    """`ensemble.py --epochs 8` stood in a page; only other programs have --epochs."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for program, words in re.findall(r"^ {4}python (\S+\.py)(.*)$", text, flags=re.MULTILINE):
+        file = ROOT / program
+        if file.exists():
+            shared = file.with_name("measuring.py" if program.startswith("bench") else "common.py")
+            code = file.read_text(encoding="utf-8") + shared.read_text(encoding="utf-8")
+            defined = re.findall(r'(?:add|argument|parser)\((?:__doc__, |\s*)"(--[a-z-]+)"', code)
+            flags = re.findall(r"--[a-z-]+", re.sub('".*?"', "", words))
+            assert {flag.replace("--no-", "--") for flag in flags} <= {*defined}, program
 
 
 @pytest.mark.parametrize(
