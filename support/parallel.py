@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that this process frees.
 
     Otherwise oneDNN's LSTM may give megabytes back to the kernel, whose pages the next step faults
-    in again. The recipes show no gain with torch 2.14 (benchmarks/set_up.py, n = 3).
+    in again. The larger LSTMs show no gain with torch 2.14 (benchmarks/set_up.py, n = 3).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -28,7 +28,7 @@ def side_by_side(compute, parameters, images, count: int, threads: int) -> torch
     Each part is computed from beginning to end on one thread, forward and backward. Given two
     threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another
     program has one of the cores each wait can cost a time slice. Parts wait twice a step: beside
-    one busy process a step of `sgd` takes 5 ms, the tutorial's way 18 (benchmarks/busy.py; n = 3,
+    one busy process a step of `sgd` takes 4.5 ms, the tutorial's 18 (benchmarks/busy.py; n = 3,
     AMD EPYC, 2 cores, torch 2.14). Results depend on the parts, not on the number of threads.
     """
     share = images
