@@ -169,9 +169,16 @@ def by_side(name: str) -> dict[tuple, dict[str, list]]:
     return results
 
 
-def recipes(results: dict) -> list[str]:
-    """The recipes that sides are of, in the order of the tutorials."""
-    return [name for name in RECIPES if any(name in side for side in results)]
+def by_recipe(name: str, what: str, sides: list[tuple], over: int, under: int, head: list) -> str:
+    """A row per recipe: a number of each side, and the ratio of sides `over` and `under`."""
+    results = by_side(name)
+    rows = []
+    for recipe in RECIPES:
+        if any(recipe in side for side in results):
+            values = [results[(recipe, *side)][what] for side in sides]
+            ratio = statistics.median(values[over]) / statistics.median(values[under])
+            rows.append([recipe, *map(cell, values), f"**{ratio:.2f}**"])
+    return table(["recipe", *head], rows, kept(name))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ import modern_mnist
 from support import tables
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODERN = r"modern_mnist.py --epochs \d+"
 PRINTED = {  # by the tutorials, in percent
     "mlp": "97.90",
     "batch-first": "98.17",
@@ -54,12 +53,17 @@ def multiply_adds(model: nn.Module) -> int:
     return sum(counts)
 
 
-def by_command(pattern: str) -> dict[str, list[dict]]:
-    """The records of each command that matches, from few epochs to many."""
+def runs_of(command: str) -> list[dict]:
+    """The records of a command."""
+    return [record for record in measuring.kept("runs") if record["command"] == command]
+
+
+def modern_runs() -> dict[int, list[dict]]:
+    """The records of modern_mnist.py with no other flag, by its epochs, from few to many."""
     groups = {}
     for record in sorted(measuring.kept("runs"), key=lambda record: record["epochs"]):
-        if re.fullmatch(pattern, record["command"]):
-            groups.setdefault(record["command"], []).append(record)
+        if record["command"] == f"modern_mnist.py --epochs {record['epochs']}":
+            groups.setdefault(record["epochs"], []).append(record)
     return groups
 
 
@@ -79,7 +83,7 @@ def readme() -> str:
     rows = []
     for name, words in measuring.PROGRAMS.items():
         command = " ".join(words)
-        records = by_command(re.escape(command))[command]
+        records = runs_of(command)
         seconds = [results[name, side]["seconds"] for side in ("tutorial", "ours")]
         theirs, ours = map(statistics.median, seconds)
         row = [KNOWN_BY[name], f"`{command}`", PRINTED[name], brief(records)]
@@ -97,7 +101,7 @@ def recipes() -> str:
     rows, used = [], []
     for name, words in measuring.PROGRAMS.items():
         command = " ".join(words)
-        records = by_command(re.escape(command))[command]
+        records = runs_of(command)
         row = [name, f"{records[0]['parameters']:,}", f"{multiply_adds(network(name)):,}"]
         row += [records[0]["epochs"], PRINTED[name], accuracy(records), len(records)]
         rows.append(row)
@@ -109,12 +113,11 @@ def modern() -> str:
     """modern_mnist.py by its number of epochs."""
     head = ["`modern_mnist.py`", "parameters", "multiply-adds", "test accuracy, %", "seconds", "n"]
     rows, used = [], []
-    for command, records in by_command(MODERN).items():
-        settings = modern_mnist.recipe({"epochs": records[0]["epochs"]})
+    for epochs, records in modern_runs().items():
+        settings = modern_mnist.recipe({"epochs": epochs})
         sizes = settings["lines"], settings["windows"]
         model = modern_mnist.RowsAndColumns(settings["hidden"], settings["layers"], 10, *sizes)
-        flags = command.removeprefix("modern_mnist.py ")
-        row = [f"`{flags}`", f"{records[0]['parameters']:,}", f"{multiply_adds(model):,}"]
+        row = [f"`--epochs {epochs}`", f"{records[0]['parameters']:,}", f"{multiply_adds(model):,}"]
         seconds = measuring.cell([record["seconds"] for record in records])
         rows.append([*row, accuracy(records), seconds, len(records)])
         used += records
@@ -124,9 +127,9 @@ def modern() -> str:
 def readme_modern() -> str:
     """The same, in brief."""
     rows, used = [], []
-    for records in by_command(MODERN).values():
+    for epochs, records in modern_runs().items():
         seconds = statistics.median(record["seconds"] for record in records)
-        rows.append([records[0]["epochs"], brief(records), f"{seconds:.1f}", len(records)])
+        rows.append([epochs, brief(records), f"{seconds:.1f}", len(records)])
         used += records
     return measuring.table(["`--epochs`", "test accuracy, %", "seconds", "n"], rows, used)
 
@@ -148,7 +151,7 @@ def compared(commands: list[str]) -> str:
     """A row per command, each compared with the first, as compare.py does."""
     runs, used, rows = {}, [], []
     for command in commands:
-        records = by_command(re.escape(command))[command]
+        records = runs_of(command)
         runs[f"`{command}`"] = [[record] for record in records]
         used += records
     for row in tables.table(runs, "valid_acc"):
