@@ -23,11 +23,15 @@ def data(tiny, tmp_path, monkeypatch):
 
 
 def test_a_loop_of_ones_own_trains(data, capsys):
-    exec(snippet("for epoch in", "docs/own.md"), {})
+    names = {}
+    exec(snippet("for epoch in", "docs/own.md"), names)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [epoch for epoch, *_ in lines] == [*"01234"]
     losses = [float(train_loss) for _, train_loss, *_ in lines]
     assert losses[4] < losses[0]
+    assert len(names["train_loader"]) == 3
+    scores = lstm_mnist.test(names["model"], names["test_loader"], names["criterion"])
+    assert (names["valid_loss"], names["valid_acc"]) == pytest.approx(scores)
 
 
 def test_the_page_on_ones_own_model_works(data, tmp_path, capsys):
