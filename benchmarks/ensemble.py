@@ -39,17 +39,19 @@ def answers(folder: Path, command: str, seed: int, images: torch.Tensor) -> torc
 
 
 def table() -> str:
-    """A row per command and size."""
-    groups, records = {}, measuring.kept("ensembles")
+    """A row per ensemble; a column per command has how many of its networks are in it."""
+    groups, commands, records = {}, {}, measuring.kept("ensembles")
     for record in records:
-        name = " + ".join(f"{record['seeds']} × `{command}`" for command in record["commands"])
-        groups.setdefault(name, []).append(record)
+        groups.setdefault((*record["commands"], record["seeds"]), []).append(record)
+        commands |= dict.fromkeys(record["commands"])
     rows = []
-    for name, each in groups.items():
+    for (*used, seeds), each in groups.items():
+        counts = [seeds if command in used else 0 for command in commands]
         scores = measuring.spread([100 * record["valid_acc"] for record in each])
         seconds = measuring.cell([record["seconds"] for record in each])
-        rows.append([name, scores, seconds, len(each)])
-    return measuring.table(["networks", "test accuracy, %", "seconds", "n"], rows, records)
+        rows.append([*counts, scores, seconds, len(each)])
+    head = [f"`{command}`" for command in commands]
+    return measuring.table([*head, "test accuracy, %", "seconds", "n"], rows, records)
 
 
 def main():

@@ -239,7 +239,7 @@ def steps_of_script(name: str, flags: list, enough) -> list:
 def cell(values: list[float]) -> str:
     """Median and, where there are several, the range."""
     middle = f"{statistics.median(values):.2f}"
-    return f"{middle} ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else middle
+    return f"{middle} ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else middle
 
 
 def spread(values: list[float]) -> str:
@@ -247,7 +247,7 @@ def spread(values: list[float]) -> str:
     mean = f"{statistics.mean(values):.2f}"
     if len(values) == 1:
         return mean
-    return f"{mean} ± {statistics.stdev(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{mean} ± {statistics.stdev(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 def table(head: list, rows: list[list], records: list[dict]) -> str:
@@ -260,7 +260,7 @@ def table(head: list, rows: list[list], records: list[dict]) -> str:
     about.append(" to ".join(sorted({days[0], days[-1]})))
     sides = collections.Counter(str(record["side"]) for record in records if "side" in record)
     if sides:
-        about.append(f"n = {min(sides.values())}, medians (min to max)")
+        about.append(f"n = {min(sides.values())}, medians (min–max)")
     return f"{''.join(lines)}\n{'; '.join(about)}.\n"
 
 

@@ -91,7 +91,7 @@ def readme() -> str:
         used += records
     head = ["if your tutorial has", "run `python …`", "it claims, %"]
     head.append(f"here, % (n = {len(records)})")
-    head.append(f"s per epoch, its program → here (n = {len(seconds[0])})")
+    head.append(f"s per epoch: tutorial → here (n = {len(seconds[0])})")
     return measuring.table(head, rows, used)
 
 

@@ -4,9 +4,11 @@ import re
 
 import common
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from scipy.special import expit
 
 PAGE = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
 SNIPPETS = {}
@@ -30,6 +32,21 @@ def test_a_snippet_prints_what_it_says(snippet, tiny, tmp_path, monkeypatch, cap
 def test_every_question_has_a_snippet():
     answered = {question for question, _ in SNIPPETS}
     assert answered == set(re.findall(r"^## (.+)$", PAGE, flags=re.MULTILINE))
+
+
+def test_weights_from_keras_compute_what_keras_computes():
+    names = {}
+    exec(SNIPPETS["How do I load Keras' LSTM weights?", 1], names)
+    shapes = (28, 64), (16, 64), 64, (5, 28, 28)
+    kernel, recurrent, bias, x = [np.random.normal(0, 0.2, shape) for shape in shapes]
+    h = c = np.zeros((5, 16))
+    for t in range(28):
+        i, f, g, o = np.split(x[:, t] @ kernel + h @ recurrent + bias, 4, axis=1)
+        c = expit(f) * c + expit(i) * np.tanh(g)
+        h = expit(o) * np.tanh(c)
+    names["lstm"].load_state_dict(names["from_keras"](kernel, recurrent, bias))
+    output, _ = names["lstm"](torch.tensor(x).float())
+    assert np.allclose(output[:, -1].detach(), h, atol=1e-5)
 
 
 def test_so_many_of_the_test_images_are_ones(digits):
