@@ -180,11 +180,11 @@ def compiled_train(optimizer):
 class Parallel(nn.Module):
     """The same model and weights, each CPU batch computed in parts; with support/, side by side.
 
-    Evaluation takes parts of about 125 images. If parts would change the results, batches stay
-    whole, and a line on stderr says why: a copy of the model is tried on the first batch of
-    training and of evaluation. It does not notice trained tensors that are not parameters, state
-    outside the model, or outputs that do not depend on the batch while their gradients do. Second
-    derivatives, a second backward, torch.func and exporting this wrapper do not work; export
+    Large batches of evaluation get parts of about 125 images. If parts would change the results,
+    batches stay whole, and a line on stderr says why: a copy of the model is tried on the first
+    batch of training and of evaluation. It does not notice trained tensors that are not parameters,
+    state outside the model, or outputs that do not depend on the batch while their gradients do.
+    Second derivatives, a second backward, torch.func and exporting this wrapper do not work; export
     `model`. `bf16` trains in bfloat16; SystemExit if the device has none.
     """
 

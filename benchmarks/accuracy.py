@@ -1,4 +1,4 @@
-"""Accuracy and seconds of whole runs; ten seeds of the recipes take two hours on two cores.
+"""Accuracy and seconds of whole runs; ten seeds of the recipes take an hour on two cores.
 
 python benchmarks/accuracy.py                          # the five recipes
 python benchmarks/accuracy.py --seeds 3 --commands "benchmarks/tutorials.py sgd"

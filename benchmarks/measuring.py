@@ -169,16 +169,15 @@ def by_side(name: str) -> dict[tuple, dict[str, list]]:
     return results
 
 
-def by_recipe(name: str, what: str, sides: list[tuple], over: int, under: int, head: list) -> str:
-    """A row per recipe: a number of each side, and the ratio of sides `over` and `under`."""
+def by_name(name: str, what: str, sides: list[tuple], over: int, under: int, head: list) -> str:
+    """A row per name: a number of each side, and the ratio of sides `over` and `under`."""
     results = by_side(name)
     rows = []
-    for recipe in RECIPES:
-        if any(recipe in side for side in results):
-            values = [results[(recipe, *side)][what] for side in sides]
-            ratio = statistics.median(values[over]) / statistics.median(values[under])
-            rows.append([recipe, *map(cell, values), f"**{ratio:.2f}**"])
-    return table(["recipe", *head], rows, kept(name))
+    for first in dict.fromkeys(side[0] for side in results):
+        values = [results[(first, *side)][what] for side in sides]
+        ratio = statistics.median(values[over]) / statistics.median(values[under])
+        rows.append([first, *map(cell, values), f"**{ratio:.2f}**"])
+    return table(head, rows, kept(name))
 
 
 @contextlib.contextmanager

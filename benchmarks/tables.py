@@ -11,6 +11,7 @@ import statistics
 
 import busy
 import ensemble
+import freed_memory
 import measuring
 import speed
 from measuring import ROOT, torch
@@ -91,7 +92,7 @@ def readme() -> str:
         used += records
     head = ["if your tutorial has", "run `python …`", "it claims, %"]
     head.append(f"here, % (n = {len(records)})")
-    head.append(f"s per epoch: tutorial → here (n = {len(seconds[0])})")
+    head.append(f"s per epoch: its code → ours (n = {len(seconds[0])})")
     return measuring.table(head, rows, used)
 
 
@@ -171,6 +172,7 @@ TABLES = {  # by the name in a page
     "optimizers": functools.partial(compared, OPTIMIZERS),
     "speed": speed.table,
     "busy": busy.table,
+    "freed-memory": freed_memory.table,
 }
 
 

@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that this process frees.
 
     Otherwise oneDNN's LSTM may give megabytes back to the kernel, whose pages the next step faults
-    in again. The larger LSTMs show no gain with torch 2.14 (benchmarks/set_up.py, n = 3).
+    in again. See benchmarks/freed_memory.py.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

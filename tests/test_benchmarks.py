@@ -56,7 +56,7 @@ def test_steps_are_timed_until_it_is_enough(measuring):
 
 ROWS = {  # of the command's table
     "speed.py --quick --rounds 1": 7,
-    "set_up.py --rounds 1 --recipe time-major": 1,
+    "freed_memory.py --rounds 1 --commands 'modern_mnist.py --epochs 6'": 1,
     "busy.py --rounds 1 --seconds 1 --recipe last-hidden": 1,
     "ensemble.py FOLDER --seeds 2 --commands 'modern_mnist.py --epochs 1'": 2,
     "processes.py --rounds 1 --recipe sgd": 1,
