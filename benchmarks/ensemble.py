@@ -24,10 +24,10 @@ SIZES = (1, 2, 3, 4)  # seeds of each command
 def answers(folder: Path, command: str, seed: int, images: torch.Tensor) -> torch.Tensor:
     """The log-probabilities `(N, 10)` of a run's model for images `(N, 28, 28)`.
 
-    If the folder lacks the model, the run is made and its record kept.
+    If the folder lacks the model, or this machine its record, the run is made.
     """
     file = folder / f"{command.replace(' ', '_')}_{seed}.pth"
-    if not file.exists():
+    if not (file.exists() and measuring.run_of(command, seed)):
         record = measuring.whole_run(command, seed, "--save-model", file)
         if not measuring.run_of(command, seed):
             measuring.keep("runs", record)
@@ -39,19 +39,24 @@ def answers(folder: Path, command: str, seed: int, images: torch.Tensor) -> torc
 
 
 def table() -> str:
-    """A row per ensemble; a column per command has how many of its networks are in it."""
-    groups, commands, records = {}, {}, measuring.kept("ensembles")
+    """A row per ensemble: how long its networks were trained, and how many are of each kind."""
+    groups, records = {}, measuring.kept("ensembles")
     for record in records:
-        groups.setdefault((*record["commands"], record["seeds"]), []).append(record)
-        commands |= dict.fromkeys(record["commands"])
+        default = two_layers = 0
+        for command in record["commands"]:
+            epochs = int(command.split()[2])
+            if "--layers 2" in command:
+                two_layers += record["seeds"]
+            else:
+                default += record["seeds"]
+        groups.setdefault((epochs, default, two_layers), []).append(record)
     rows = []
-    for (*used, seeds), each in groups.items():
-        counts = [seeds if command in used else 0 for command in commands]
+    for kind, each in sorted(groups.items()):
         scores = measuring.spread([100 * record["valid_acc"] for record in each])
         seconds = measuring.cell([record["seconds"] for record in each])
-        rows.append([*counts, scores, seconds, len(each)])
-    head = [f"`{command}`" for command in commands]
-    return measuring.table([*head, "test accuracy, %", "seconds", "n"], rows, records)
+        rows.append([*kind, scores, seconds, len(each)])
+    head = ["`--epochs`", "default", "two layers", "test accuracy, %", "seconds", "n"]
+    return measuring.table(head, rows, records)
 
 
 def main():
