@@ -92,7 +92,7 @@ def readme() -> str:
         used += records
     head = ["if your tutorial has", "run `python …`", "it claims, %"]
     head.append(f"here, % (n = {len(records)})")
-    head.append(f"s per epoch: its code → ours (n = {len(seconds[0])})")
+    head.append(f"s per epoch: its loop → ours (n = {len(seconds[0])})")
     return measuring.table(head, rows, used)
 
 
