@@ -39,23 +39,18 @@ def answers(folder: Path, command: str, seed: int, images: torch.Tensor) -> torc
 
 
 def table() -> str:
-    """A row per ensemble: how long its networks were trained, and how many are of each kind."""
+    """A row per ensemble: how many networks of each command, by the command's flags."""
     groups, records = {}, measuring.kept("ensembles")
     for record in records:
-        default = two_layers = 0
-        for command in record["commands"]:
-            epochs = int(command.split()[2])
-            if "--layers 2" in command:
-                two_layers += record["seeds"]
-            else:
-                default += record["seeds"]
-        groups.setdefault((epochs, default, two_layers), []).append(record)
+        flags = [command.removeprefix("modern_mnist.py ") for command in record["commands"]]
+        networks = " + ".join(f"{record['seeds']} × `{words}`" for words in flags)
+        groups.setdefault(networks, []).append(record)
     rows = []
-    for kind, each in sorted(groups.items()):
+    for networks, each in groups.items():
         scores = measuring.spread([100 * record["valid_acc"] for record in each])
         seconds = measuring.cell([record["seconds"] for record in each])
-        rows.append([*kind, scores, seconds, len(each)])
-    head = ["`--epochs`", "default", "two layers", "test accuracy, %", "seconds", "n"]
+        rows.append([networks, scores, seconds, len(each)])
+    head = ["networks of `modern_mnist.py`", "test accuracy, %", "seconds", "n"]
     return measuring.table(head, rows, records)
 
 
