@@ -36,7 +36,8 @@ def epochs(command: str, keeps: bool, folder: str) -> dict:
 def table() -> str:
     """A row per command."""
     head = ["6000 images", "without, s", "with, s", "without / with"]
-    return measuring.by_name("freed_memory", "seconds", [(False,), (True,)], 0, 1, head)
+    sides = [(False,), (True,)]
+    return measuring.by_name("freed_memory", COMMANDS, "seconds", sides, 0, 1, head)
 
 
 def main():

@@ -169,15 +169,18 @@ def by_side(name: str) -> dict[tuple, dict[str, list]]:
     return results
 
 
-def by_name(name: str, what: str, sides: list[tuple], over: int, under: int, head: list) -> str:
+def by_name(
+    file: str, names, what: str, sides: list[tuple], over: int, under: int, head: list
+) -> str:
     """A row per name: a number of each side, and the ratio of sides `over` and `under`."""
-    results = by_side(name)
+    results = by_side(file)
     rows = []
-    for first in dict.fromkeys(side[0] for side in results):
-        values = [results[(first, *side)][what] for side in sides]
-        ratio = statistics.median(values[over]) / statistics.median(values[under])
-        rows.append([first, *map(cell, values), f"**{ratio:.2f}**"])
-    return table(head, rows, kept(name))
+    for name in names:  # in their own order; one that is measured again comes last in the file
+        if any(name in side for side in results):
+            values = [results[(name, *side)][what] for side in sides]
+            ratio = statistics.median(values[over]) / statistics.median(values[under])
+            rows.append([name, *map(cell, values), f"**{ratio:.2f}**"])
+    return table(head, rows, kept(file))
 
 
 @contextlib.contextmanager

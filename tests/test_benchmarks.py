@@ -48,6 +48,25 @@ def test_a_side_that_is_measured_again_replaces_what_was_kept_of_it(results):
     ]
 
 
+def test_a_recipe_that_is_measured_again_keeps_its_row(results):
+    results.in_turn("n", 1, lambda *side: {"ms": 1.0}, [("mlp", 1), ("sgd", 1)])
+    results.in_turn("n", 1, lambda *side: {"ms": 2.0}, [("mlp", 1)])
+    table = results.by_name("n", results.RECIPES, "ms", [(1,)], 0, 0, ["recipe", "ms", "ratio"])
+    rows = [line.split()[1] for line in table.splitlines()[2:4]]
+    assert rows == ["mlp", "sgd"]
+
+
+def test_ensembles_of_other_networks_have_rows_of_their_own(results):
+    """Whatever had no two layers was counted as the default network."""
+    import ensemble
+
+    for command in ("modern_mnist.py --epochs 1", "modern_mnist.py --epochs 1 --hidden 8"):
+        record = {"commands": [command], "seeds": 1, "valid_acc": 0.5, "seconds": 1.0}
+        results.keep("ensembles", record)
+    rows = [line.split(" | ")[0] for line in ensemble.table().splitlines()[2:4]]
+    assert rows == ["| 1 × `--epochs 1`", "| 1 × `--epochs 1 --hidden 8`"]
+
+
 def test_steps_are_timed_until_it_is_enough(measuring):
     steps = []
     with pytest.raises(measuring.Enough):
