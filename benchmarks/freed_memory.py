@@ -2,12 +2,10 @@
 
 python benchmarks/freed_memory.py                      # three rounds
 
-Each measurement is a fresh process that trains on 6000 images, with mallopt called (in
-support/parallel.py) or not; the first epoch does not count. Linux only.
+With 6000 training images. A script has mallopt keep the memory (in support/parallel.py); `main`,
+called from elsewhere, does not. Linux only.
 """
 
-import functools
-import importlib
 import statistics
 
 import measuring
@@ -18,37 +16,27 @@ COMMANDS = [
     "modern_mnist.py --epochs 6",
     "modern_mnist.py --epochs 8",
 ]
+SIDES = ["without", "with"]
 
 
-def epochs(command: str, keeps: bool, folder: str) -> dict:
-    """The middle epoch's seconds in this process."""
-    from support.parallel import keep_freed_memory
-
-    if keeps:
-        keep_freed_memory()
-    program, *flags = command.split()
-    script = importlib.import_module(program.removesuffix(".py"))
-    flags += ["--log-interval", "0", "--device", "cpu", "--data-dir", folder]
-    _, history = script.main(flags)
-    return {"seconds": statistics.median(record["seconds"] for record in history[1:])}
-
-
-def table() -> str:
-    """A row per command."""
-    head = ["6000 images", "without, s", "with, s", "without / with"]
-    sides = [(False,), (True,)]
-    return measuring.by_name("freed_memory", COMMANDS, "seconds", sides, 0, 1, head)
+def measure(command: str, side: str, folder: str) -> dict:
+    """The middle epoch of a run, but for the first."""
+    words = [*command.split(), "--device", "cpu", "--data-dir", folder]
+    if side == "without":
+        script = words.pop(0).removesuffix(".py")
+        words = ["-c", f"import sys, {script}; {script}.main(sys.argv[1:])", *words]
+    records = measuring.epochs_of(words)
+    return {"seconds": statistics.median(record["seconds"] for record in records[1:])}
 
 
 def main():
     parser = measuring.parser(__doc__, "--rounds", 3, recipes=None)
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
     args = parser.parse_args()
-    sides = [(command, keeps) for command in args.commands for keeps in (False, True)]
-    measure = functools.partial(measuring.apart, epochs)
+    sides = [(command, side) for command in args.commands for side in SIDES]
     with measuring.part_of_mnist(6000, 1000) as folder:
         measuring.in_turn("freed_memory", args.rounds, measure, sides, folder)
-    print(table())
+    print(measuring.by_name("freed_memory", COMMANDS, *SIDES))
 
 
 if __name__ == "__main__":

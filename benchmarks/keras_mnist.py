@@ -12,8 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-if len(sys.argv) != 4:
-    raise SystemExit(f"{__doc__}\nspeed.py gives it a backend, a data folder and a recipe")
 BACKEND, DATA_DIR, RECIPE = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 os.environ["KERAS_BACKEND"] = BACKEND  # Keras reads it when it is imported
 
@@ -28,12 +26,10 @@ def idx(name: str, header: int) -> np.ndarray:
 
 
 def read(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images float32 `(N, 28, 28)`, time steps in the middle, and labels of `train` or `t10k`."""
+    """Images float32 `(N, 28, 28)`, read by rows, and labels of `train` or `t10k`."""
     images = idx(f"{part}-images-idx3-ubyte", 16).reshape(-1, 28, 28).astype(np.float32) / 255
     if RECIPE["normalize"]:
         images = (images - 0.5) / 0.5
-    if RECIPE["columns"]:
-        images = np.ascontiguousarray(images.transpose(0, 2, 1))
     return images, idx(f"{part}-labels-idx1-ubyte", 8).astype(np.int32)
 
 

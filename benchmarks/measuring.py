@@ -1,9 +1,8 @@
-"""What the measurements share: fresh processes, sides in turn, parts of MNIST, steps, tables."""
+"""What the measurements share: fresh processes, sides in turn, parts of MNIST, tables."""
 
 import argparse
 import collections
 import contextlib
-import importlib
 import json
 import platform
 import shlex
@@ -24,7 +23,7 @@ import torch  # noqa: E402
 
 import lstm_mnist  # noqa: E402
 import mlp_mnist  # noqa: E402
-from support import files, log  # noqa: E402
+from support import files  # noqa: E402
 
 RECIPES = {"mlp": {"normalize": False, **mlp_mnist.RECIPE}, **lstm_mnist.RECIPES}
 PROGRAMS = {"mlp": ["mlp_mnist.py"]}
@@ -59,22 +58,32 @@ def run(command: list) -> str:
     return done.stdout
 
 
-def last_line(command: list):
-    """What the JSON of the last line that a program prints says."""
-    return json.loads(run(command).splitlines()[-1])
+def epochs_of(words: list, *launcher) -> list[dict]:
+    """What a program logs, a record per epoch; `launcher` stands before it, such as torchrun's."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "run.jsonl")
+        run([sys.executable, *launcher, *words, "--log", file])
+        return lines(file)
 
 
-def keep(name: str, record: dict) -> None:
-    """Append a record to results/NAME.jsonl, with the machine, versions, day and commit."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    log.append(RESULTS / f"{name}.jsonl", [described(record)])
+def keep(name: str, records: list[dict], *keys: str) -> None:
+    """Keep records in results/NAME.jsonl, with the machine, versions, day and commit.
 
-
-def described(record: dict) -> dict:
-    """A record with the machine, versions, day and commit."""
+    They take the place of this machine's records with the same values of `keys`.
+    """
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return record | {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "commit": commit}
+    about = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "commit": commit}
+    records = [record | about for record in records]
+
+    def identity(record):
+        return [record[key] for key in (*keys, "machine")]
+
+    gone = [identity(record) for record in records]
+    others = [record for record in everything(name) if identity(record) not in gone]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(record) + "\n" for record in others + records)
+    files.write(RESULTS / f"{name}.jsonl", text.encode())
 
 
 def everything(name: str) -> list[dict]:
@@ -96,24 +105,9 @@ def kept(name: str) -> list[dict]:
     return [record for record in records if record["machine"] == records[-1]["machine"]]
 
 
-def replace(name: str, records: list[dict], key: str) -> None:
-    """Keep these records instead of those of this machine with the same value of `key`."""
-    gone = [(list(record[key]), record["machine"]) for record in records]
-    others = []
-    for record in everything(name):
-        if (list(record[key]), record["machine"]) not in gone:
-            others.append(record)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(record) + "\n" for record in others + records)
-    files.write(RESULTS / f"{name}.jsonl", text.encode())
-
-
 def whole_run(command: str, seed: int, *flags) -> dict:
     """The last scores of a program's run with that seed, and the seconds of all its epochs."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "run.jsonl")
-        run([sys.executable, *shlex.split(command), "--seed", seed, "--log", file, *flags])
-        records = lines(file)
+    records = epochs_of([*shlex.split(command), "--seed", seed, *flags])
     record = {"command": command, "seed": seed, "epochs": len(records)}
     for name in ("parameters", "valid_acc", "valid_loss", "train_loss"):
         record[name] = records[-1].get(name)
@@ -126,7 +120,7 @@ def runs(commands: list[str], seeds: int) -> None:
     for seed in range(1, seeds + 1):  # in turn, so that a slow hour slows all of them
         for command in commands:
             if not run_of(command, seed):
-                keep("runs", whole_run(command, seed))
+                keep("runs", [whole_run(command, seed)], "command", "seed")
                 print(f"{command}, seed {seed}: done", file=sys.stderr)
 
 
@@ -136,13 +130,6 @@ def run_of(command: str, seed: int) -> dict | None:
         if (record["command"], record["seed"], record["machine"]) == (command, seed, machine()):
             return record
     return None
-
-
-def apart(function, *arguments, launcher=()):
-    """What a function of a benchmark returns in a process of its own."""
-    module = Path(function.__code__.co_filename).stem
-    words = [module, function.__name__, json.dumps(arguments)]
-    return last_line([sys.executable, *launcher, __file__, *words])
 
 
 def in_turn(name: str, rounds: int, measure, sides: list[tuple], *more) -> None:
@@ -155,8 +142,8 @@ def in_turn(name: str, rounds: int, measure, sides: list[tuple], *more) -> None:
         for side in sides:
             result = measure(*side, *more)
             print(f"round {turn} of {rounds}: {side}: {result}", file=sys.stderr)
-            results.append(described({"side": side, **result}))
-    replace(name, results, "side")
+            results.append({"side": list(side), **result})
+    keep(name, results, "side")
 
 
 def by_side(name: str) -> dict[tuple, dict[str, list]]:
@@ -169,17 +156,16 @@ def by_side(name: str) -> dict[tuple, dict[str, list]]:
     return results
 
 
-def by_name(
-    file: str, names, what: str, sides: list[tuple], over: int, under: int, head: list
-) -> str:
-    """A row per name: a number of each side, and the ratio of sides `over` and `under`."""
+def by_name(file: str, names, *sides: str) -> str:
+    """A row per name: seconds of each side, and the ratio of the last two."""
     results = by_side(file)
     rows = []
     for name in names:  # in their own order; one that is measured again comes last in the file
-        if any(name in side for side in results):
-            values = [results[(name, *side)][what] for side in sides]
-            ratio = statistics.median(values[over]) / statistics.median(values[under])
-            rows.append([name, *map(cell, values), f"**{ratio:.2f}**"])
+        if (name, sides[0]) in results:
+            seconds = [results[name, side]["seconds"] for side in sides]
+            above, below = map(statistics.median, seconds[-2:])
+            rows.append([name, *map(cell, seconds), f"**{above / below:.2f}**"])
+    head = ["seconds per epoch", *sides, f"{sides[-2]} / {sides[-1]}"]
     return table(head, rows, kept(file))
 
 
@@ -202,42 +188,6 @@ def write_idx(file: Path, data: torch.Tensor) -> None:
     file.write_bytes(bytes([0, 0, 8, data.dim()]) + sizes + data.numpy().tobytes())
 
 
-class Enough(Exception):
-    """As much as is measured."""
-
-
-def timed(batches, steps: list, enough):
-    """The batches; `steps` gets the end and the seconds of each step, getting its batch included.
-
-    Raises Enough once `enough(steps)`.
-    """
-    start = time.perf_counter()
-    for batch in batches:
-        yield batch
-        end = time.perf_counter()
-        steps.append((end, end - start))
-        start = end
-        if enough(steps):
-            raise Enough
-
-
-def steps_of_script(name: str, flags: list, enough) -> list:
-    """The `timed` steps of a recipe's script in this process."""
-    from support.parallel import keep_freed_memory
-
-    script = mlp_mnist if name == "mlp" else lstm_mnist
-    steps, train = [], script.train
-
-    def timed_train(model, loader, *rest):
-        return train(model, timed(loader, steps, enough), *rest)
-
-    script.train = timed_train
-    keep_freed_memory()  # as a program does
-    with contextlib.suppress(Enough):
-        script.main([*PROGRAMS[name][1:], *flags, "--log-interval", "0", "--epochs", "1000000"])
-    return steps
-
-
 def cell(values: list[float]) -> str:
     """Median and, where there are several, the range."""
     middle = f"{statistics.median(values):.2f}"
@@ -253,10 +203,13 @@ def spread(values: list[float]) -> str:
 
 
 def table(head: list, rows: list[list], records: list[dict]) -> str:
-    """A Markdown table; below it where and when its records were measured, and how often."""
+    """A Markdown table; below it where and when these records were measured, and how often."""
     lines = []
-    for row in (head, ["---"] * len(head), *rows):
+    for row in (head, *rows):
         lines.append(f"| {' | '.join(map(str, row))} |\n")
+    lines.insert(1, f"|{'---|' * len(head)}\n")
+    if not records:
+        return "".join(lines)
     about = sorted({record["machine"] for record in records})
     days = sorted({record["date"] for record in records})
     about.append(" to ".join(sorted({days[0], days[-1]})))
@@ -278,10 +231,3 @@ def machine() -> str:
     if torch.cuda.is_available():
         place = torch.cuda.get_device_name()
     return f"{place}; torch {torch.__version__}, Python {platform.python_version()}"
-
-
-if __name__ == "__main__":  # as `apart` calls it
-    module, function, arguments = sys.argv[1:]
-    result = getattr(importlib.import_module(module), function)(*json.loads(arguments))
-    if common.RANK == 0:
-        print(json.dumps(result))

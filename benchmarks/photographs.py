@@ -6,26 +6,19 @@ The photographs are made from MNIST's first test images: drawn with a thin pen o
 light, a dark corner or shadow, specks, the edge of something, blur and noise, as JPEG.
 """
 
-import sys
+import importlib
 import tempfile
 from pathlib import Path
 
 import measuring
 import numpy as np
-from measuring import common, lstm_mnist, run, torch
+from measuring import common, torch
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-import mlp_mnist
-import modern_mnist
-from support import model_files
 from support.pictures import read_picture
 
-COMMANDS = {
-    "lstm_mnist.py": lambda: lstm_mnist.BatchFirst(28, 128, 2, 10),
-    "mlp_mnist.py --epochs 5 --lr 0.1": mlp_mnist.Net,
-    "modern_mnist.py --epochs 2": lambda: modern_mnist.RowsAndColumns(64, 1, 10, 3),
-}
+COMMANDS = ["lstm_mnist.py", "mlp_mnist.py --epochs 5 --lr 0.1", "modern_mnist.py --epochs 2"]
 
 
 def thinned(on: np.ndarray, width: float) -> np.ndarray:
@@ -64,17 +57,11 @@ def photograph(digit: np.ndarray, random: np.random.Generator) -> Image.Image:
         across, down = random.choice([-1, 1], 2)
         light *= 1 - 0.6 / (1 + np.exp(-8 * (across * x + down * y - 1.2)))
 
-    for _ in range(random.integers(3, 9)):  # specks
-        centre_y, centre_x = random.uniform(-1, 1), random.uniform(-1, 1)
-        radius = random.uniform(1, 5)
-        far = np.hypot((y - centre_y) * height / 2, (x - centre_x) * width / 2)
-        speck = np.clip(radius - far + 0.5, 0, 1)
-        share = np.maximum(share, random.uniform(0.2, 1) * speck)
-    # The edge of something, as a slanting band along one side or two
-    for across in random.permutation([x, -x, y, -y])[: random.integers(1, 3)]:
-        along = y if across is x else x
-        band = across + 0.02 * random.uniform(-1, 1) * along > 1 - random.uniform(0.02, 0.08)
-        share = np.maximum(share, random.uniform(0.2, 1) * band)
+    specks = random.random(share.shape) < 6 / share.size  # some six
+    specks = ndimage.maximum_filter(specks, random.integers(3, 10))
+    share = np.maximum(share, random.uniform(0.2, 1) * specks)
+    edge = random.permutation([x, -x, y, -y])[0] > 1 - random.uniform(0.02, 0.08)  # of something
+    share = np.maximum(share, random.uniform(0.2, 1) * edge)
 
     paper, ink = np.array([235, 230, 215]), np.array([40, 60, 150])
     colour = light[..., None] * (paper + share[..., None] * (ink - paper))
@@ -102,19 +89,19 @@ def main():
     args = parser.parse_args()
     _, (digits, labels) = common.read(common.DEFAULTS["data_dir"])
     digits, labels = digits[: args.digits], labels[: args.digits]
-    records = []
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder:
         images = read(digits, folder)
-        file = Path(folder, "model.pth")
-        for command, build in COMMANDS.items():
-            run([sys.executable, *command.split(), "--save-model", file])
-            model = build()
-            model_files.load(file, model)
+    records = []
+    for command in COMMANDS:
+        program, *flags = command.split()
+        script = importlib.import_module(program.removesuffix(".py"))
+        model, _ = script.main([*flags, "--device", "cpu"])
+        with torch.no_grad():
             right = (model.eval()(images).argmax(1) == labels).sum().item()
-            record = {"command": command, "n": len(labels), "right": right}
-            print(f"{command}: {right} of {len(labels)}")
-            records.append(measuring.described(record))
-    measuring.replace("photographs", records, "command")
+        records.append({"command": command, "n": len(labels), "right": right})
+    measuring.keep("photographs", records, "command")
+    for record in records:
+        print("{command}: {right} of {n}".format_map(record))
 
 
 if __name__ == "__main__":

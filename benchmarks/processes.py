@@ -1,41 +1,30 @@
-"""Milliseconds per training step in one process and in two; about 5 minutes on two cores.
+"""Seconds per epoch in one process and in two; about 6 minutes on two cores.
 
 python benchmarks/processes.py                         # the five recipes, three rounds
 python benchmarks/processes.py --recipe sgd --rounds 5
+
+With 20,000 training images.
 """
 
-import statistics
-
 import measuring
+import speed
 
-STEPS, WARM_UP = 300, 50
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-
-
-def step_times(name: str) -> dict:
-    """Milliseconds of a step of this process, or of torchrun's, while it trains."""
-    steps = measuring.steps_of_script(name, [], lambda steps: len(steps) == WARM_UP + STEPS)
-    return {"ms": statistics.mean(1000 * step for _, step in steps[WARM_UP:])}
+SIDES = ["2 processes", "1 process"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--"]
 
 
-def measure(name: str, processes: int) -> dict:
-    """`step_times` in one fresh process, or in several under torchrun."""
-    launcher = [*TORCHRUN, str(processes), "--"] if processes > 1 else []
-    return measuring.apart(step_times, name, launcher=launcher)
-
-
-def table() -> str:
-    """A row per recipe."""
-    head = ["recipe", "ms per step, 1 process", "2 processes", "2 processes / 1"]
-    sides = [(1,), (2,)]
-    return measuring.by_name("processes", measuring.RECIPES, "ms", sides, 1, 0, head)
+def measure(name: str, side: str, folder: str) -> dict:
+    """An epoch of a recipe's script."""
+    launcher = TORCHRUN if side == "2 processes" else []
+    return speed.last_epoch([*measuring.PROGRAMS[name], *speed.TWO_EPOCHS], folder, *launcher)
 
 
 def main():
     args = measuring.parser(__doc__, "--rounds", 3).parse_args()
-    sides = [(name, processes) for name in args.recipe for processes in (1, 2)]
-    measuring.in_turn("processes", args.rounds, measure, sides)
-    print(table())
+    sides = [(name, side) for name in args.recipe for side in SIDES]
+    with measuring.part_of_mnist(20000, 1000) as folder:
+        measuring.in_turn("processes", args.rounds, measure, sides, folder)
+    print(measuring.by_name("processes", measuring.RECIPES, *SIDES))
 
 
 if __name__ == "__main__":

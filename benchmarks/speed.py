@@ -8,45 +8,27 @@ python benchmarks/speed.py --keras-python keras/bin/python   # with benchmarks/r
 An epoch is training and test. Each measurement is a fresh process; medians, with (min to max).
 
 - tutorial: the program in tutorials.py; 20 steps go before the epoch that counts.
-- ours: the script itself for two epochs; the second counts, as its --log gives it. `mlp --compile`
-  and `batch-first --bf16` have rows of their own, if the machine can do them.
+- ours: the script for two epochs; the second counts. `mlp --compile` and `batch-first --bf16` have
+  rows of their own, if the machine can do them.
 - Keras: the same network, data in memory, `fit` with its defaults; the second of two epochs counts.
 """
 
-import itertools
 import json
 import os
 import statistics
 import sys
-import tempfile
-import time
-from pathlib import Path
 
 import measuring
 from measuring import PROGRAMS, RECIPES
-from tutorials import as_written
 
 FASTER = {"mlp": "--compile", "batch-first": "--bf16"}  # a flag that speeds up the recipe
 BACKENDS = ["jax", "tensorflow"]
+TWO_EPOCHS = ["--epochs", 2, "--log-interval", 0]
 
 
-def tutorial(name: str, folder: str) -> dict:
-    """One epoch of the tutorial's program in this process."""
-    train, test, train_loader = as_written(name, folder)
-    train(itertools.islice(train_loader, 20))
-    start = time.perf_counter()
-    train(train_loader)
-    _, accuracy = test()
-    return {"seconds": time.perf_counter() - start, "accuracy": accuracy}
-
-
-def ours(name: str, flags: list, folder: str) -> dict:
-    """The second epoch of the script."""
-    with tempfile.TemporaryDirectory() as place:
-        log = Path(place, "run.jsonl")
-        flags = ["--log-interval", "0", "--data-dir", folder, "--log", log, *flags]
-        measuring.run([sys.executable, *PROGRAMS[name], "--epochs", "2", *flags])
-        record = measuring.lines(log)[-1]
+def last_epoch(words: list, folder: str, *launcher) -> dict:
+    """The last epoch of a program."""
+    record = measuring.epochs_of([*words, "--data-dir", folder], *launcher)[-1]
     return {"seconds": record["seconds"], "accuracy": record["valid_acc"]}
 
 
@@ -55,18 +37,22 @@ def keras(name: str, backend: str, folder: str, python: str) -> dict:
     recipe = {"hidden": 256, "layers": 2, **RECIPES[name]}  # mlp's are in its model
     recipe.pop("model", None)
     recipe["lstm"] = name != "mlp"
-    recipe["columns"] = name == "time-major"
     program = measuring.ROOT / "benchmarks" / "keras_mnist.py"
-    return measuring.last_line([python, program, backend, folder, json.dumps(recipe)])
+    printed = measuring.run([python, program, backend, folder, json.dumps(recipe)])
+    return json.loads(printed.splitlines()[-1])
 
 
-def measure(name: str, side: str, folder: str, python: str) -> dict:
+def measure(name: str, side: str, folder: str, python: str | None = None) -> dict:
     """One side of one recipe, once, in a fresh process."""
-    if side == "tutorial":
-        return measuring.apart(tutorial, name, folder)
     if side in BACKENDS:
         return keras(name, side, folder, python)
-    return ours(name, [side] if side.startswith("--") else [], folder)
+    if side == "tutorial":
+        words = ["benchmarks/tutorials.py", name, "--epochs", 1, "--warm-up", 20]
+    else:
+        words = [*PROGRAMS[name], *TWO_EPOCHS]
+    if side == FASTER.get(name):
+        words.append(side)
+    return last_epoch(words, folder)
 
 
 def works(name: str, flag: str) -> bool:
@@ -80,28 +66,26 @@ def works(name: str, flag: str) -> bool:
 
 
 def table() -> str:
-    """A row for each side that is ours."""
+    """A row for each side that is ours; the others' seconds, and their ratio to ours."""
     results = measuring.by_side("speed")
-    head = ["recipe", "tutorial / ours", "tutorial, s", "ours, s"]
-    head += [f"Keras {backend}, s" for backend in BACKENDS] + ["faster Keras / ours"]
+    theirs = ["tutorial", *BACKENDS]
     rows = []
     for name, side in results:
-        if side == "tutorial" or side in BACKENDS:
+        if side in theirs:
             continue
-        own, theirs = (results[name, which]["seconds"] for which in (side, "tutorial"))
-        ratio = statistics.median(theirs) / statistics.median(own)
-        words = name if side == "ours" else f"{name} {side}"
-        row = [words, f"**{ratio:.2f}**", measuring.cell(theirs), measuring.cell(own)]
-        medians = []
-        for backend in BACKENDS:
-            if (name, backend) in results:
-                seconds = results[name, backend]["seconds"]
-                medians.append(statistics.median(seconds))
-                row.append(measuring.cell(seconds))
+        ours = results[name, side]["seconds"]
+        row = [name if side == "ours" else f"{name} {side}", measuring.cell(ours)]
+        for other in theirs:
+            seconds = results.get((name, other), {}).get("seconds")
+            if seconds:
+                ratio = statistics.median(seconds) / statistics.median(ours)
+                row += [measuring.cell(seconds), f"**{ratio:.2f}**"]
             else:
-                row.append("-")
-        row.append(f"**{min(medians) / statistics.median(own):.2f}**" if medians else "-")
+                row += ["-", "-"]
         rows.append(row)
+    head = ["recipe", "ours, s"]
+    for other in ("tutorial", "Keras jax", "Keras tensorflow"):
+        head += [f"{other}, s", "/ ours"]
     return measuring.table(head, rows, measuring.kept("speed"))
 
 

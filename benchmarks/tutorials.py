@@ -11,6 +11,7 @@ and counts the test's hits image by image.
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -90,9 +91,14 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--epochs", type=int, help="default: the tutorial's")
+    parser.add_argument("--warm-up", type=int, default=0, help="steps before the first epoch")
+    parser.add_argument("--data-dir", metavar="DIR", help="default: all of MNIST")
     args = parser.parse_args()
     with part_of_mnist() as folder:
+        folder = args.data_dir or folder
         train, test, train_loader = as_written(args.recipe, folder, args.seed)
+    if args.warm_up:
+        train(itertools.islice(train_loader, args.warm_up))
     for _ in range(args.epochs or RECIPES[args.recipe]["epochs"]):
         start = time.perf_counter()
         train_loss, _ = train(train_loader)

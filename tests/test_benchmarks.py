@@ -49,35 +49,36 @@ def test_a_side_that_is_measured_again_replaces_what_was_kept_of_it(results):
 
 
 def test_a_recipe_that_is_measured_again_keeps_its_row(results):
-    results.in_turn("n", 1, lambda *side: {"ms": 1.0}, [("mlp", 1), ("sgd", 1)])
-    results.in_turn("n", 1, lambda *side: {"ms": 2.0}, [("mlp", 1)])
-    table = results.by_name("n", results.RECIPES, "ms", [(1,)], 0, 0, ["recipe", "ms", "ratio"])
-    rows = [line.split()[1] for line in table.splitlines()[2:4]]
-    assert rows == ["mlp", "sgd"]
+    sides = [(name, side) for name in ("mlp", "sgd") for side in ("slow", "fast")]
+    results.in_turn("n", 1, lambda *side: {"seconds": 1.0}, sides)
+    results.in_turn("n", 1, lambda *side: {"seconds": 2.0}, sides[:2])
+    rows = results.by_name("n", results.RECIPES, "slow", "fast").splitlines()[2:4]
+    assert [row.split()[1] for row in rows] == ["mlp", "sgd"]
 
 
-def test_ensembles_of_other_networks_have_rows_of_their_own(results):
+def test_the_last_two_sides_are_compared(results):
+    seconds = {"other": 1.0, "slow": 6.0, "fast": 2.0}
+    sides = [("mlp", side) for side in seconds]
+    results.in_turn("n", 1, lambda _, side: {"seconds": seconds[side]}, sides)
+    row = results.by_name("n", ["mlp"], *seconds).splitlines()[2]
+    assert row == "| mlp | 1.00 | 6.00 | 2.00 | **3.00** |"
+
+
+def test_ensembles_of_other_networks_have_no_row(results):
     """Whatever had no two layers was counted as the default network."""
     import ensemble
 
-    for command in ("modern_mnist.py --epochs 1", "modern_mnist.py --epochs 1 --hidden 8"):
-        record = {"commands": [command], "seeds": 1, "valid_acc": 0.5, "seconds": 1.0}
-        results.keep("ensembles", record)
-    rows = [line.split(" | ")[0] for line in ensemble.table().splitlines()[2:4]]
-    assert rows == ["| 1 × `--epochs 1`", "| 1 × `--epochs 1 --hidden 8`"]
-
-
-def test_steps_are_timed_until_it_is_enough(measuring):
-    steps = []
-    with pytest.raises(measuring.Enough):
-        list(measuring.timed("abcd", steps, lambda _: len(steps) == 3))
+    for command in ("modern_mnist.py --epochs 8", "modern_mnist.py --epochs 8 --hidden 8"):
+        record = {"commands": [command], "seeds": 2, "valid_acc": 0.5, "seconds": 1.0}
+        results.keep("ensembles", [record], "commands")
+    rows = ensemble.table().split("\n\n")[0].splitlines()[2:]
+    assert rows == ["| 8 | 2 | 0 | 50.00 | 1.00 | 1 |"]
 
 
 ROWS = {  # of the command's table
     "speed.py --quick --rounds 1": 7,
     "freed_memory.py --rounds 1 --commands 'modern_mnist.py --epochs 6'": 1,
-    "busy.py --rounds 1 --seconds 1 --recipe last-hidden": 1,
-    "ensemble.py FOLDER --seeds 2 --commands 'modern_mnist.py --epochs 1'": 2,
+    "busy.py --rounds 1 --recipe last-hidden": 1,
     "processes.py --rounds 1 --recipe sgd": 1,
 }
 
@@ -85,12 +86,24 @@ ROWS = {  # of the command's table
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ROWS)
 def test_benchmark_prints_its_table(command, tmp_path):
-    program, *flags = shlex.split(command.replace("FOLDER", str(tmp_path)))
+    program, *flags = shlex.split(command)
     done = call(f"benchmarks/{program}", *flags, "--results", tmp_path / "results")
     assert done.returncode == 0, done.stderr
     head, _, *table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     rows = ROWS[command] - done.stderr.count(" is left out: ")
     assert [line.count("|") for line in table] == [head.count("|")] * rows
+
+
+@pytest.mark.slow
+def test_ensembles_share_no_network(tmp_path):
+    flags = ["--commands", "modern_mnist.py --epochs 1", "--results", tmp_path]
+    done = call("benchmarks/ensemble.py", tmp_path, "--seeds", "2", *flags)
+    ensembles = [line.split(":")[0] for line in done.stdout.splitlines() if "of each" in line]
+    assert ensembles == [
+        "1 of each, from seed 1",
+        "1 of each, from seed 2",
+        "2 of each, from seed 1",
+    ]
 
 
 def test_a_run_is_measured_once(results, monkeypatch):
