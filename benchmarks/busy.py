@@ -1,4 +1,4 @@
-"""Seconds per epoch, alone and beside a process that keeps one core busy; 15 minutes on two cores.
+"""Seconds per epoch, alone and beside a process that keeps one core busy; 8 minutes on two cores.
 
 python benchmarks/busy.py                              # the five recipes, three rounds
 python benchmarks/busy.py --recipe sgd --rounds 5
@@ -12,7 +12,6 @@ import sys
 import measuring
 import speed
 
-BUSY = [sys.executable, "-c", "while True: pass"]
 BESIDE = " beside a busy core"
 SIDES = ["tutorial", "ours", "tutorial" + BESIDE, "ours" + BESIDE]
 
@@ -21,7 +20,7 @@ def measure(name: str, side: str, folder: str) -> dict:
     """One side of a recipe."""
     others = []
     if side.endswith(BESIDE):
-        others.append(subprocess.Popen(BUSY))
+        others.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
     try:
         return speed.measure(name, side.removesuffix(BESIDE), folder)
     finally:

@@ -16,8 +16,6 @@ from measuring import torch
 
 import modern_mnist
 
-SIZES = (1, 2, 4)  # seeds of each command
-
 
 def kinds(epochs: int) -> list[str]:
     """The command of a network with windows, and of one with two layers."""
@@ -47,16 +45,16 @@ def table() -> str:
     for record in measuring.kept("ensembles"):
         for epochs in (8, 16):
             if set(record["commands"]) <= set(kinds(epochs)):
-                sizes = [epochs]
+                group = [epochs]
                 for kind in kinds(epochs):
-                    sizes.append(record["seeds"] if kind in record["commands"] else 0)
-                groups.setdefault(tuple(sizes), []).append(record)
+                    group.append(record["seeds"] if kind in record["commands"] else 0)
+                groups.setdefault(tuple(group), []).append(record)
                 used.append(record)
     rows = []
-    for sizes, records in sorted(groups.items()):
+    for group, records in sorted(groups.items()):
         scores = measuring.spread([100 * record["valid_acc"] for record in records])
         seconds = measuring.cell([record["seconds"] for record in records])
-        rows.append([*sizes, scores, seconds, len(records)])
+        rows.append([*group, scores, seconds, len(records)])
     head = ["epochs", "with windows", "two layers", "test accuracy, %", "seconds", "n"]
     return measuring.table(head, rows, used)
 
@@ -77,7 +75,7 @@ def main():
         runs = [measuring.run_of(command, seed) for command in args.commands]
         seconds.append(sum(run["seconds"] for run in runs))
     records = []
-    for size in SIZES:
+    for size in (1, 2, 4):  # seeds of each command
         for first in range(0, args.seeds - size + 1, size):
             seeds = slice(first, first + size)
             right = (sum(outputs[seeds]).argmax(1) == labels).float().mean().item()

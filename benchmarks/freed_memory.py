@@ -20,7 +20,7 @@ SIDES = ["without", "with"]
 
 
 def measure(command: str, side: str, folder: str) -> dict:
-    """The middle epoch of a run, but for the first."""
+    """The median epoch of a run without its first."""
     words = [*command.split(), "--device", "cpu", "--data-dir", folder]
     if side == "without":
         script = words.pop(0).removesuffix(".py")

@@ -38,8 +38,7 @@ def parser(doc: str, flag: str, n: int, recipes=tuple(RECIPES)) -> argparse.Argu
     p.add_argument(flag, type=common.COUNT, default=n, metavar="N", help=f"default: {n}")
     p.add_argument("--results", type=into, metavar="DIR", help="keep the records there instead")
     if recipes:
-        help = "one or several"
-        p.add_argument("--recipe", nargs="+", choices=RECIPES, default=recipes, help=help)
+        p.add_argument("--recipe", nargs="+", choices=RECIPES, default=recipes)
     return p
 
 
@@ -59,7 +58,7 @@ def run(command: list) -> str:
 
 
 def epochs_of(words: list, *launcher) -> list[dict]:
-    """What a program logs, a record per epoch; `launcher` stands before it, such as torchrun's."""
+    """What a program logs, a record per epoch; words such as torchrun's, `launcher`, precede it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "run.jsonl")
         run([sys.executable, *launcher, *words, "--log", file])
@@ -89,9 +88,7 @@ def keep(name: str, records: list[dict], *keys: str) -> None:
 def everything(name: str) -> list[dict]:
     """The records in results/NAME.jsonl."""
     file = RESULTS / f"{name}.jsonl"
-    if not file.exists():
-        return []
-    return lines(file)
+    return lines(file) if file.exists() else []
 
 
 def lines(file: Path) -> list[dict]:
@@ -146,13 +143,11 @@ def in_turn(name: str, rounds: int, measure, sides: list[tuple], *more) -> None:
     keep(name, results, "side")
 
 
-def by_side(name: str) -> dict[tuple, dict[str, list]]:
-    """What `in_turn` has kept: `{side: {name: [value of each round]}}`."""
+def by_side(name: str) -> dict[tuple, list[float]]:
+    """What `in_turn` has kept: the seconds of each round, by side."""
     results = {}
     for record in kept(name):
-        side = results.setdefault(tuple(record["side"]), {})
-        for what, value in record.items():
-            side.setdefault(what, []).append(value)
+        results.setdefault(tuple(record["side"]), []).append(record["seconds"])
     return results
 
 
@@ -162,11 +157,11 @@ def by_name(file: str, names, *sides: str) -> str:
     rows = []
     for name in names:  # in their own order; one that is measured again comes last in the file
         if (name, sides[0]) in results:
-            seconds = [results[name, side]["seconds"] for side in sides]
+            seconds = [results[name, side] for side in sides]
             above, below = map(statistics.median, seconds[-2:])
             rows.append([name, *map(cell, seconds), f"**{above / below:.2f}**"])
-    head = ["seconds per epoch", *sides, f"{sides[-2]} / {sides[-1]}"]
-    return table(head, rows, kept(file))
+    ratio = f"{sides[-2]} / {sides[-1]}"
+    return table(["seconds per epoch", *sides, ratio], rows, kept(file))
 
 
 @contextlib.contextmanager
@@ -203,20 +198,19 @@ def spread(values: list[float]) -> str:
 
 
 def table(head: list, rows: list[list], records: list[dict]) -> str:
-    """A Markdown table; below it where and when these records were measured, and how often."""
-    lines = []
+    """A Markdown table; below it where, when and how often its records, if any, were measured."""
+    text = []
     for row in (head, *rows):
-        lines.append(f"| {' | '.join(map(str, row))} |\n")
-    lines.insert(1, f"|{'---|' * len(head)}\n")
+        text.append(f"| {' | '.join(map(str, row))} |\n")
+    text.insert(1, f"|{'---|' * len(head)}\n")
     if not records:
-        return "".join(lines)
+        return "".join(text)
     about = sorted({record["machine"] for record in records})
-    days = sorted({record["date"] for record in records})
-    about.append(" to ".join(sorted({days[0], days[-1]})))
+    about += sorted({record["date"] for record in records})
     sides = collections.Counter(str(record["side"]) for record in records if "side" in record)
     if sides:
         about.append(f"n = {min(sides.values())}, medians (min–max)")
-    return f"{''.join(lines)}\n{'; '.join(about)}.\n"
+    return f"{''.join(text)}\n{'; '.join(about)}.\n"
 
 
 def machine() -> str:

@@ -1,9 +1,9 @@
-"""Seconds per epoch in one process and in two; about 6 minutes on two cores.
+"""Seconds per epoch in one process and in two; about 4 minutes on two cores.
 
 python benchmarks/processes.py                         # the five recipes, three rounds
 python benchmarks/processes.py --recipe sgd --rounds 5
 
-With 20,000 training images.
+With 20,000 training images; the second of two epochs counts.
 """
 
 import measuring

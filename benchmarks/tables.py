@@ -45,18 +45,20 @@ def multiply_adds(model: nn.Module) -> int:
     return counter.get_total_flops() // 2
 
 
-def runs_of(command: str) -> list[dict]:
-    """The records of a command."""
-    return [record for record in measuring.kept("runs") if record["command"] == command]
-
-
-def modern_runs() -> dict[int, list[dict]]:
-    """The records of modern_mnist.py with no other flag, by its epochs, from few to many."""
+def runs(pattern: str = "(.*)") -> dict[str, list[dict]]:
+    """The records of the commands that match, by the group in brackets."""
     groups = {}
-    for record in sorted(measuring.kept("runs"), key=lambda record: record["epochs"]):
-        if record["command"] == f"modern_mnist.py --epochs {record['epochs']}":
-            groups.setdefault(record["epochs"], []).append(record)
+    for record in measuring.kept("runs"):
+        match = re.fullmatch(pattern, record["command"])
+        if match:
+            groups.setdefault(match[1], []).append(record)
     return groups
+
+
+def modern_runs() -> list[tuple[int, list[dict]]]:
+    """The records of modern_mnist.py with no other flag, by its epochs, from few to many."""
+    groups = runs(r"modern_mnist\.py --epochs (\d+)")
+    return [(epochs, groups[str(epochs)]) for epochs in sorted(map(int, groups))]
 
 
 def accuracy(records: list[dict]) -> str:
@@ -72,19 +74,18 @@ def brief(records: list[dict]) -> str:
 def readme() -> str:
     """The five recipes in brief: accuracy at full length, seconds per epoch."""
     results = measuring.by_side("speed")
-    rows, used = [], sum(modern_runs().values(), [])  # the machine is named for both tables
+    rows = []
     for name, words in measuring.PROGRAMS.items():
         command = " ".join(words)
-        records = runs_of(command)
-        seconds = [results[name, side]["seconds"] for side in ("tutorial", "ours")]
+        records = runs()[command]
+        seconds = [results[name, side] for side in ("tutorial", "ours")]
         theirs, ours = map(statistics.median, seconds)
         row = [KNOWN_BY[name], f"`{command}`", records[0]["epochs"], brief(records)]
         rows.append([*row, f"{theirs:.1f} → {ours:.1f}"])
-        used += records
     head = ["if your tutorial has", "run `python …`", "epochs"]
     head.append(f"test accuracy, % (n = {len(records)})")
     head.append(f"s per epoch: its loop → ours (n = {len(seconds[0])})")
-    return measuring.table(head, rows, used)
+    return measuring.table(head, rows, measuring.kept("runs"))  # also those of the other table
 
 
 def recipes() -> str:
@@ -93,7 +94,7 @@ def recipes() -> str:
     rows, used = [], []
     for name, words in measuring.PROGRAMS.items():
         command = " ".join(words)
-        records = runs_of(command)
+        records = runs()[command]
         row = [name, f"{records[0]['parameters']:,}", f"{multiply_adds(network(name)):,}"]
         row += [records[0]["epochs"], PRINTED[name], accuracy(records), len(records)]
         rows.append(row)
@@ -105,7 +106,7 @@ def modern() -> str:
     """modern_mnist.py by its number of epochs."""
     head = ["`modern_mnist.py`", "parameters", "multiply-adds", "test accuracy, %", "seconds", "n"]
     rows, used = [], []
-    for epochs, records in modern_runs().items():
+    for epochs, records in modern_runs():
         settings = modern_mnist.recipe({"epochs": epochs})
         sizes = settings["lines"], settings["windows"]
         model = modern_mnist.RowsAndColumns(settings["hidden"], settings["layers"], 10, *sizes)
@@ -119,10 +120,20 @@ def modern() -> str:
 def readme_modern() -> str:
     """The same, in brief."""
     rows = []
-    for epochs, records in modern_runs().items():
+    for epochs, records in modern_runs():
         seconds = statistics.median(record["seconds"] for record in records)
         rows.append([epochs, brief(records), f"{seconds:.1f}", len(records)])
     return measuring.table(["`--epochs`", "test accuracy, %", "seconds", "n"], rows, [])
+
+
+def tries() -> str:
+    """Settings of modern_mnist.py, on held-out training images."""
+    rows, used = [], []
+    for flags, records in runs(r"modern_mnist\.py (.*) --hold-out 10000").items():
+        seconds = statistics.median(record["seconds"] for record in records)
+        rows.append([f"`{flags}`", brief(records), f"{seconds:.1f}", len(records)])
+        used += records
+    return measuring.table(["flags", "held-out accuracy, %", "seconds", "n"], rows, used)
 
 
 GRU = [
@@ -140,12 +151,12 @@ OPTIMIZERS = [
 
 def compared(commands: list[str]) -> str:
     """A row per command, each compared with the first, as compare.py does."""
-    runs, used, rows = {}, [], []
+    compared_runs, used, rows = {}, [], []
     for command in commands:
-        records = runs_of(command)
-        runs[f"`{command}`"] = [[record] for record in records]
+        records = runs()[command]
+        compared_runs[f"`{command}`"] = [[record] for record in records]
         used += records
-    for row in tables.table(runs, "valid_acc"):
+    for row in tables.table(compared_runs, "valid_acc"):
         name, n, _, _, scores, difference, _ = tables.cells(row, "valid_acc")
         rows.append([name, scores, difference or "-", n])
     head = ["command", "test accuracy, %", "difference from the first row (95 %, jointly)", "n"]
@@ -157,6 +168,7 @@ TABLES = {  # by the name in a page
     "readme-modern": readme_modern,
     "recipes": recipes,
     "modern": modern,
+    "tries": tries,
     "ensembles": ensemble.table,
     "gru": functools.partial(compared, GRU),
     "optimizers": functools.partial(compared, OPTIMIZERS),

@@ -12,8 +12,8 @@ def training(optimizer):
     """A `train` like the scripts' whose step is one graph: forward, backward and plain SGD.
 
     The mathematics is the loop's, without the overhead of many small calls, which counts at a batch
-    of 20 (benchmarks/speed.py measures both). On CUDA it is a CUDA graph. Ends in one line and
-    status 2 if the optimizer is not plain SGD.
+    of 20 (benchmarks/speed.py --faster measures both). On CUDA it is a CUDA graph. Ends in one line
+    and status 2 if the optimizer is not plain SGD.
     """
     check_plain(optimizer)
     torch._dynamo.config.trace_autograd_ops = True  # so that the graph can hold autograd.grad
