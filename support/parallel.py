@@ -28,7 +28,7 @@ def side_by_side(compute, parameters, images, count: int, threads: int) -> torch
     Each part is computed from beginning to end on one thread, forward and backward. Given two
     threads, `nn.LSTM` has them wait for each other hundreds of times a step, and where another
     program has one of the cores each wait can cost a time slice. Parts wait twice a step: beside
-    one busy process an epoch of `sgd` takes 1.8 times as long as alone, the tutorial's 2.7 times
+    one busy process an epoch of `sgd` takes 1.6 times as long as alone, the tutorial's 2.8 times
     (benchmarks/busy.py; n = 3, AMD EPYC, 2 cores, torch 2.14). Results depend on the parts, not on
     the number of threads.
     """
