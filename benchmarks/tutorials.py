@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--data-dir", metavar="DIR", help="default: all of MNIST")
     args = parser.parse_args()
     data = part_of_mnist()
-    if args.data_dir:  # unpacking would change what glibc keeps, and with it the speed
+    if args.data_dir:  # unpacking may change what glibc keeps, and so the speed
         data = contextlib.nullcontext(args.data_dir)
     with data as folder:
         train, test, train_loader = as_written(args.recipe, folder, args.seed)
