@@ -8,6 +8,7 @@ Ensembles share no network: with two seeds of each command in an ensemble, seeds
 first one, 3 and 4 the second.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -30,8 +31,7 @@ def answers(folder: Path, command: str, seed: int, images: torch.Tensor) -> torc
     """
     file = folder / f"{command.replace(' ', '_')}_{seed}.pth"
     if not (file.exists() and measuring.run_of(command, seed)):
-        record = measuring.whole_run(command, seed, "--save-model", file)
-        measuring.keep("runs", [record], "command", "seed")
+        measuring.whole_run(command, seed, "--save-model", file)
         print(f"{file}: done", file=sys.stderr)
     flags = ["--load-model", file, "--epochs", "0", "--device", "cpu", "--dry-run"]
     model, _ = modern_mnist.main(flags)
@@ -42,14 +42,12 @@ def answers(folder: Path, command: str, seed: int, images: torch.Tensor) -> torc
 def table() -> str:
     """A row per ensemble of networks with windows and with two layers."""
     groups, used = {}, []
-    for record in measuring.kept("ensembles"):
-        for epochs in (8, 16):
-            if set(record["commands"]) <= set(kinds(epochs)):
-                group = [epochs]
-                for kind in kinds(epochs):
-                    group.append(record["seeds"] if kind in record["commands"] else 0)
-                groups.setdefault(tuple(group), []).append(record)
-                used.append(record)
+    for epochs, record in itertools.product((8, 16), measuring.kept("ensembles")):
+        if not set(record["commands"]) <= set(kinds(epochs)):
+            continue
+        counts = [record["seeds"] if kind in record["commands"] else 0 for kind in kinds(epochs)]
+        groups.setdefault((epochs, *counts), []).append(record)
+        used.append(record)
     rows = []
     for group, records in sorted(groups.items()):
         scores = measuring.spread([100 * record["valid_acc"] for record in records])

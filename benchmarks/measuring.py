@@ -58,7 +58,7 @@ def run(command: list) -> str:
 
 
 def epochs_of(words: list, *launcher) -> list[dict]:
-    """What a program logs, a record per epoch; words such as torchrun's, `launcher`, precede it."""
+    """What a program logs, a record per epoch; `launcher`: words before its own, as torchrun's."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "run.jsonl")
         run([sys.executable, *launcher, *words, "--log", file])
@@ -102,29 +102,30 @@ def kept(name: str) -> list[dict]:
     return [record for record in records if record["machine"] == records[-1]["machine"]]
 
 
-def whole_run(command: str, seed: int, *flags) -> dict:
-    """The last scores of a program's run with that seed, and the seconds of all its epochs."""
+def whole_run(command: str, seed: int, *flags) -> None:
+    """Keep the last scores of a program's run with that seed, and the seconds of all its epochs."""
     records = epochs_of([*shlex.split(command), "--seed", seed, *flags])
     record = {"command": command, "seed": seed, "epochs": len(records)}
     for name in ("parameters", "valid_acc", "valid_loss", "train_loss"):
         record[name] = records[-1].get(name)
     record["seconds"] = round(sum(each["seconds"] for each in records), 3)
-    return record
+    keep("runs", [record], "command", "seed")
 
 
 def runs(commands: list[str], seeds: int) -> None:
-    """Keep `whole_run` of each command and seed; what is kept of this machine is not run again."""
+    """`whole_run` of each command and seed; what is kept of this machine is not run again."""
     for seed in range(1, seeds + 1):  # in turn, so that a slow hour slows all of them
         for command in commands:
             if not run_of(command, seed):
-                keep("runs", [whole_run(command, seed)], "command", "seed")
+                whole_run(command, seed)
                 print(f"{command}, seed {seed}: done", file=sys.stderr)
 
 
 def run_of(command: str, seed: int) -> dict | None:
     """The record of this command and seed on this machine, if there is one."""
+    wanted = command, seed, machine()
     for record in everything("runs"):
-        if (record["command"], record["seed"], record["machine"]) == (command, seed, machine()):
+        if (record["command"], record["seed"], record["machine"]) == wanted:
             return record
     return None
 

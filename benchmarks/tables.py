@@ -45,8 +45,8 @@ def multiply_adds(model: nn.Module) -> int:
     return counter.get_total_flops() // 2
 
 
-def runs(pattern: str = "(.*)") -> dict[str, list[dict]]:
-    """The records of the commands that match, by the group in brackets."""
+def grouped(pattern: str = "(.*)") -> dict[str, list[dict]]:
+    """The records of runs whose command matches, by the group in brackets."""
     groups = {}
     for record in measuring.kept("runs"):
         match = re.fullmatch(pattern, record["command"])
@@ -57,7 +57,7 @@ def runs(pattern: str = "(.*)") -> dict[str, list[dict]]:
 
 def modern_runs() -> list[tuple[int, list[dict]]]:
     """The records of modern_mnist.py with no other flag, by its epochs, from few to many."""
-    groups = runs(r"modern_mnist\.py --epochs (\d+)")
+    groups = grouped(r"modern_mnist\.py --epochs (\d+)")
     return [(epochs, groups[str(epochs)]) for epochs in sorted(map(int, groups))]
 
 
@@ -71,13 +71,19 @@ def brief(records: list[dict]) -> str:
     return accuracy(records).split(" (")[0]
 
 
+def in_brief(name, records: list[dict]) -> list:
+    """A row: name, accuracy, median seconds, n."""
+    seconds = statistics.median(record["seconds"] for record in records)
+    return [name, brief(records), f"{seconds:.1f}", len(records)]
+
+
 def readme() -> str:
     """The five recipes in brief: accuracy at full length, seconds per epoch."""
-    results = measuring.by_side("speed")
+    results, by_command = measuring.by_side("speed"), grouped()
     rows = []
     for name, words in measuring.PROGRAMS.items():
         command = " ".join(words)
-        records = runs()[command]
+        records = by_command[command]
         seconds = [results[name, side] for side in ("tutorial", "ours")]
         theirs, ours = map(statistics.median, seconds)
         row = [KNOWN_BY[name], f"`{command}`", records[0]["epochs"], brief(records)]
@@ -91,10 +97,11 @@ def readme() -> str:
 def recipes() -> str:
     """The five recipes at their tutorials' full length."""
     head = ["recipe", "parameters", "multiply-adds", "epochs", "tutorial prints, %", "here, %", "n"]
+    by_command = grouped()
     rows, used = [], []
     for name, words in measuring.PROGRAMS.items():
         command = " ".join(words)
-        records = runs()[command]
+        records = by_command[command]
         row = [name, f"{records[0]['parameters']:,}", f"{multiply_adds(network(name)):,}"]
         row += [records[0]["epochs"], PRINTED[name], accuracy(records), len(records)]
         rows.append(row)
@@ -119,19 +126,15 @@ def modern() -> str:
 
 def readme_modern() -> str:
     """The same, in brief."""
-    rows = []
-    for epochs, records in modern_runs():
-        seconds = statistics.median(record["seconds"] for record in records)
-        rows.append([epochs, brief(records), f"{seconds:.1f}", len(records)])
+    rows = [in_brief(epochs, records) for epochs, records in modern_runs()]
     return measuring.table(["`--epochs`", "test accuracy, %", "seconds", "n"], rows, [])
 
 
 def tries() -> str:
     """Settings of modern_mnist.py, on held-out training images."""
     rows, used = [], []
-    for flags, records in runs(r"modern_mnist\.py (.*) --hold-out 10000").items():
-        seconds = statistics.median(record["seconds"] for record in records)
-        rows.append([f"`{flags}`", brief(records), f"{seconds:.1f}", len(records)])
+    for flags, records in grouped(r"modern_mnist\.py (.*) --hold-out 10000").items():
+        rows.append(in_brief(f"`{flags}`", records))
         used += records
     return measuring.table(["flags", "held-out accuracy, %", "seconds", "n"], rows, used)
 
@@ -151,12 +154,13 @@ OPTIMIZERS = [
 
 def compared(commands: list[str]) -> str:
     """A row per command, each compared with the first, as compare.py does."""
-    compared_runs, used, rows = {}, [], []
+    by_command = grouped()
+    runs, used, rows = {}, [], []
     for command in commands:
-        records = runs()[command]
-        compared_runs[f"`{command}`"] = [[record] for record in records]
+        records = by_command[command]
+        runs[f"`{command}`"] = [[record] for record in records]
         used += records
-    for row in tables.table(compared_runs, "valid_acc"):
+    for row in tables.table(runs, "valid_acc"):
         name, n, _, _, scores, difference, _ = tables.cells(row, "valid_acc")
         rows.append([name, scores, difference or "-", n])
     head = ["command", "test accuracy, %", "difference from the first row (95 %, jointly)", "n"]
@@ -188,8 +192,9 @@ def filled(text: str) -> str:
 def main():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        if filled(text) != text:
-            page.write_text(filled(text), encoding="utf-8", newline="\n")
+        new = filled(text)
+        if new != text:
+            page.write_text(new, encoding="utf-8", newline="\n")
             print(f"{page.relative_to(ROOT)}: written")
 
 
