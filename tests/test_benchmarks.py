@@ -6,7 +6,10 @@ import shlex
 import common
 
 import pytest
+import torch
 from conftest import ROOT, call
+
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.fixture
@@ -90,6 +93,16 @@ def test_benchmark_prints_its_table(command, tmp_path):
     assert done.returncode == 0, done.stderr
     head, _, *table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert [line.count("|") for line in table] == [head.count("|")] * ROWS[command]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("AVX512" not in CAPABILITY, reason="--bf16 needs AVX512")
+def test_a_faster_flag_has_a_row_of_its_own(tmp_path):
+    flags = ["--quick", "--rounds", "1", "--faster", "--recipe", "batch-first"]
+    done = call("benchmarks/speed.py", *flags, "--results", tmp_path)
+    assert done.returncode == 0, done.stderr
+    _, _, *rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert [row.split(" | ")[0] for row in rows] == ["| batch-first", "| batch-first --bf16"]
 
 
 @pytest.mark.slow
