@@ -474,18 +474,18 @@ class Run:
         print(epoch_line(record))
         self.start = time.perf_counter()
 
-    def finish(self, model, net, test) -> None:
-        """Write `--save-model` and `--plot` for this model; `net` is the same, in parts.
+    def finish(self, test) -> None:
+        """Write `--save-model` and `--plot`.
 
         If nothing was trained, print the scores that the script's `test` gives.
         """
         if not self.epochs:
-            valid_loss, valid_acc = test(net, self.loaders[1], nn.CrossEntropyLoss())
+            valid_loss, valid_acc = test(self.net, self.loaders[1], nn.CrossEntropyLoss())
             print(f"Valid Loss: {valid_loss:.6f}, Valid Acc: {valid_acc:.6f}")
         if SUPPORT:
             from support import run_files
 
-            run_files.finish(self, model)
+            run_files.finish(self)
 
 
 def settings(args) -> dict:

@@ -204,7 +204,7 @@ def main(argv=None):
                 print(f"Finish {epoch + 1} epoch, Loss: {train_loss:.6f}, Acc: {train_acc:.6f}")
                 print(f"Test Loss: {valid_loss:.6f}, Acc: {valid_acc:.6f}")
             run.end_epoch(train_loss, train_acc, valid_loss, valid_acc)
-        run.finish(model, run.net, test)
+        run.finish(test)
     return model, run.history
 
 

@@ -125,7 +125,7 @@ def main(argv=None):
             valid_loss, valid_acc = test(net, test_loader, criterion)  # "valid": the test set
             run.end_epoch(train_loss, train_acc, valid_loss, valid_acc)
         report(net, test_loader, criterion, run.classes)
-        run.finish(model, net, test)
+        run.finish(test)
     return model, run.history
 
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class Windows(nn.Module):
@@ -125,7 +124,7 @@ def fields():
     return torch.cat([affine, points[:, 0]]).flatten(1)
 
 
-def train(model, loader, criterion, optimizer, scheduler, average, progress=None):
+def train(model, loader, criterion, optimizer, scheduler, progress=None):
     """Train for one epoch; return the mean loss and accuracy over all images.
 
     Each batch is scored before its update. `progress(total, correct, count)`, if given, is called
@@ -142,7 +141,6 @@ def train(model, loader, criterion, optimizer, scheduler, average, progress=None
         loss.backward()
         optimizer.step()
         scheduler.step()
-        average.update_parameters(model)
         total += loss.detach() * len(labels)  # .item() would make each step wait for the device
         correct += (outputs.argmax(1) == labels).sum()
         count += len(labels)
@@ -168,7 +166,6 @@ def test(model, loader, criterion):
 
 RECIPE = dict(
     epochs=8, batch_size=256, test_batch_size=1000, layers=1, windows=False, smoothing=0.05,
-    average=15,
 )  # fmt: skip
 LENGTHS = {  # from this many epochs on; chosen on held-out training images
     1: dict(optimizer="AdamW", lr=0.03, hidden=32, lines=4, batch_size=384, distortion=0.0),
@@ -222,12 +219,6 @@ def flags():
         metavar="S",
         help="how much to distort training images",
     )
-    add(
-        "--average",
-        type=common.between(0, 10**9),
-        metavar="N",
-        help="average the last 1/N of the run; 0: off",
-    )
     return parser
 
 
@@ -237,7 +228,7 @@ def one_cycle(step, steps):
 
 
 def main(argv=None):
-    """Train, or predict (--predict); returns the averaged model and its history."""
+    """Train, or predict (--predict); returns the model and its history."""
     parser = flags()
     args = common.parse(parser, argv, {"modern": recipe}, MODEL_FLAGS)
     if args.windows and args.lines != 1:
@@ -250,27 +241,19 @@ def main(argv=None):
     if args.distortion:
         train_loader.transform = functools.partial(distort, strength=args.distortion)
     steps = max(1, args.epochs * len(train_loader))
-    decay = max(0.0, 1 - (args.average or steps) / steps)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    averaged = average.module.to(args.device)  # flattens the copied weights for cuDNN
     smoothed = nn.CrossEntropyLoss(label_smoothing=args.smoothing)
     criterion = nn.CrossEntropyLoss()
     optimizer = common.optimizer(args, model, **HYPERPARAMETERS.get(args.optimizer, {}))
     scheduler = LambdaLR(optimizer, lambda step: one_cycle(step, steps))
-    with common.Run(
-        args, model, optimizer, train_loader, test_loader, scheduler=scheduler, average=average
-    ) as run:
-        if not run.history:
-            average.update_parameters(model)  # the first copies, also --load-model's
-        test_net = common.Parallel(averaged, args.parts)
+    with common.Run(args, model, optimizer, train_loader, test_loader, scheduler=scheduler) as run:
         for _ in run.epochs:
             train_loss, train_acc = train(
-                run.net, train_loader, smoothed, optimizer, scheduler, average, run.progress
+                run.net, train_loader, smoothed, optimizer, scheduler, run.progress
             )
-            valid_loss, valid_acc = test(test_net, test_loader, criterion)
+            valid_loss, valid_acc = test(run.net, test_loader, criterion)
             run.end_epoch(train_loss, train_acc, valid_loss, valid_acc)
-        run.finish(averaged, test_net, test)
-    return averaged, run.history
+        run.finish(test)
+    return model, run.history
 
 
 if __name__ == "__main__":

@@ -62,8 +62,7 @@ def check(path: Path) -> None:
 def read_model(path: Path) -> tuple[dict, dict]:
     """A model file's state_dict and settings; a file from elsewhere has none: {}.
 
-    The state_dict may be the only one in a dictionary; of a checkpoint it is the average's, if
-    there is one.
+    The state_dict may be the only one in a dictionary, as in a checkpoint.
     """
     saved = read(path, REMEDY)
     settings = {}
@@ -78,12 +77,9 @@ def read_model(path: Path) -> tuple[dict, dict]:
     found = {"": saved} if is_state_dict(saved) else {}
     if not found and isinstance(saved, dict):
         found = {name: entry for name, entry in saved.items() if is_state_dict(entry)}
-    if "average" in found:
-        found = {"average": found["average"]}
     if len(found) != 1:
         raise SystemExit(f"{path}: has {len(found)} state_dicts; {REMEDY}")
     (state,) = found.values()
-    state.pop("n_averaged", None)  # AveragedModel's counter
     return state, settings
 
 

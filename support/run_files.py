@@ -63,9 +63,9 @@ def save_epoch(run) -> None:
         processes.end_with_torchrun()
 
 
-def finish(run, model) -> None:
+def finish(run) -> None:
     """Write the model and the pictures."""
-    args = run.args
+    args, model = run.args, run.model
     if args.save_model:
         settings = {name: value for name, value in run.settings.items() if name != "run"}
         model_files.save(args.save_model, model.state_dict(), settings)

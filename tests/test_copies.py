@@ -15,7 +15,6 @@ from conftest import ROOT, call, refused, snippet, untimed
 from nbclient import NotebookClient
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 import lstm_mnist
@@ -82,7 +81,7 @@ def alone(model, optimizer):
 
 def todays(model, optimizer):
     """What modern_mnist.py's train needs besides."""
-    return [LambdaLR(optimizer, lambda step: 1.0), AveragedModel(model)]
+    return [LambdaLR(optimizer, lambda step: 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""modern_mnist.py: its model, distortions, schedule and average, and runs that are cut off."""
+"""modern_mnist.py: its model, distortions and schedule, and runs that are cut off."""
 
 import itertools
 
@@ -221,7 +221,7 @@ def test_one_cycle_over_all_epochs(tiny, monkeypatch):
 
 
 def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(tiny, tmp_path, monkeypatch, capsys):
-    """Weights, their average, learning rate and distortions, all to the last bit."""
+    """Weights, learning rate and distortions, all to the last bit."""
     flags = [*SMALL, tiny, "--epochs", 3, "--windows", "--lines", 1, "--optimizer", "Muon"]
     _, history = modern_mnist.main([*flags, "--checkpoint", tmp_path / "whole.pt"])
     end_epoch = common.Run.end_epoch
@@ -242,25 +242,3 @@ def test_a_run_that_was_cut_off_ends_as_the_one_that_was_not(tiny, tmp_path, mon
     assert [r["valid_loss"] for r in again] == [r["valid_loss"] for r in history]
     whole, resumed = (torch.load(tmp_path / name)["state"] for name in ("whole.pt", "c.pt"))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
-
-
-def test_the_average_is_what_is_tested_and_saved(tiny, tmp_path):
-    files = ["--save-model", tmp_path / "m.pth", "--checkpoint", tmp_path / "c.pt"]
-    model, history = modern_mnist.main([*SMALL, tiny, "--epochs", 2, "--average", 2, *files])
-    state = torch.load(tmp_path / "c.pt")["state"]
-    average = state["average"]
-    assert average.pop("n_averaged") == 1 + 2 * 5  # it starts as the model itself
-    average = {name.removeprefix("module."): value for name, value in average.items()}
-    torch.testing.assert_close(torch.load(tmp_path / "m.pth"), average, rtol=0, atol=0)
-    assert not torch.equal(state["model"]["classifier.weight"], average["classifier.weight"])
-    images, labels = common.read(tiny)[1]
-    loss = F.cross_entropy(model(common.to_float(images)), labels).item()
-    assert history[-1]["valid_loss"] == pytest.approx(loss)
-
-
-def test_an_average_goes_on_from_a_loaded_model(tiny, tmp_path):
-    flags = [*SMALL, tiny, "--epochs", 1]
-    model, _ = modern_mnist.main([*flags, "--save-model", tmp_path / "m.pth"])
-    load = ["--load-model", tmp_path / "m.pth", "--lr", 1e-30]
-    again, _ = modern_mnist.main([*flags, *load])
-    torch.testing.assert_close(again.state_dict(), model.state_dict())

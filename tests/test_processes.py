@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, Fork
 
-MODERN = ["--no-bf16", "--lr", "0.0003", "--average", "2"]
+MODERN = ["--no-bf16", "--lr", "0.0003"]
 LAST_HIDDEN = ["lstm_mnist.py", "--recipe", "last-hidden"]
 
 
