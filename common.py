@@ -78,8 +78,8 @@ class Loader:
 
     `images` are `(N, 28, 28)` uint8, `labels` `(N,)` int64. With a generator each pass is in a new
     random order; the last batch may be short. Values are those of `ToTensor()`, then of
-    `Normalize([0.5], [0.5])` if `normalize`. `transform(images, generator)` changes float images,
-    hundreds at a time.
+    `Normalize([0.5], [0.5])` if `normalize`. `transform(images, generator)` returns float images
+    in place of hundreds of them.
     """
 
     def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
@@ -140,7 +140,7 @@ def read(root: Path, name: str = "mnist") -> list[tuple[torch.Tensor, torch.Tens
 
 def has_pictures(root: Path) -> bool:
     """Whether a data folder holds a user's own pictures, in train/ and test/."""
-    return SUPPORT and os.path.isdir(os.path.join(root, "train"))
+    return os.path.isdir(os.path.join(root, "train"))
 
 
 def loaders(args) -> tuple[Loader, Loader]:
@@ -181,9 +181,9 @@ class Parallel(nn.Module):
     """The same model and weights, each CPU batch computed in parts; with support/, side by side.
 
     Large batches of evaluation get parts of about 125 images. If parts would change the results,
-    batches stay whole, and a line on stderr says why: a copy of the model is tried on the first
-    batch of training and of evaluation. It does not notice trained tensors that are not parameters,
-    state outside the model, or outputs that do not depend on the batch while their gradients do.
+    batches stay whole, and a line on stderr says why. To find out, a copy of the model is tried on
+    the first batch of training and of evaluation. That misses trained tensors that are not
+    parameters, state outside the model, and batches that change gradients but no outputs.
     Second derivatives, a second backward, torch.func and exporting this wrapper do not work; export
     `model`. `bf16` trains in bfloat16; SystemExit if the device has none.
     """
@@ -193,7 +193,7 @@ class Parallel(nn.Module):
         self.model = model
         self.parts = parts
         self.bf16 = bf16
-        self.reasons = {}  # by the modes of modules and of autograd
+        self.reasons = {}  # by train or eval, with or without gradients
         self.told = False
         if bf16:
             check_bf16(model)
@@ -293,9 +293,9 @@ def effect_of_parts(model: nn.Module, images: torch.Tensor) -> str:
             # Zeros in the last layer would hide what comes before it
             parameter.add_(0.01 * torch.randn_like(parameter))
     seen = set()
-    for module in model.modules():  # it can keep something only until forward ends
+    for module in model.modules():  # what it keeps may be gone when forward ends
         module.register_forward_pre_hook(lambda *_: seen.add(attributes(model)))
-    images = torch.rand_like(images)  # in equal ones statistics of the batch would not show
+    images = torch.rand_like(images)  # equal images would hide statistics of the batch
     batch = images.clone()
     before, drawn = contents(model), contents(random_states(images.device))
     whole = model(batch)
@@ -303,7 +303,7 @@ def effect_of_parts(model: nn.Module, images: torch.Tensor) -> str:
     parts = images.clone().tensor_split([min(13, len(images) // 2)])
     outputs = torch.cat([model(part) for part in parts])
     if whole.requires_grad:
-        whole.sum().backward()  # in which it can keep something, too
+        whole.sum().backward()  # it may keep something here, too
     if contents(random_states(images.device)) != drawn:
         return "it draws random numbers"
     if len(seen) > 1 or contents(model) != before:
@@ -366,10 +366,10 @@ class Run:
     fit or cannot be written.
     """
 
-    def __init__(self, args, model, optimizer, train_loader, test_loader, net=None, **states):
+    def __init__(self, args, model, optimizer, train_loader, test_loader, **states):
         self.args = args
         self.model = model
-        self.net = Parallel(model, args.parts, args.bf16) if net is None else net
+        self.net = Parallel(model, args.parts, args.bf16)
         self.loaders = train_loader, test_loader
         self.states = {"model": model, "optimizer": optimizer, **states}
         self.states["order"] = train_loader.generator
@@ -391,7 +391,7 @@ class Run:
             self.epochs = range(len(self.history), self.args.epochs)
             print(self.first_line())
             stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(1)  # several on one small product mostly wait for each other
+            torch.set_num_threads(1)  # threads that share a small product mostly wait
             self.leave = stack.pop_all().close
         self.start = time.perf_counter()
         return self
@@ -565,7 +565,7 @@ def parser(script: str, doc: str, optimizers=OPTIMIZERS) -> Parser:
         "--parts",
         type=COUNT,
         metavar="N",
-        help="parts of a batch on the CPU (default: one per core)",
+        help="parts of a batch on the CPU (default: the recipe's, or one per core)",
     )
     add("--dry-run", action="store_true", help="train and test on one batch")
     add("--log-interval", type=natural, metavar="N", help="print a line every N steps; 0: never")
@@ -599,7 +599,7 @@ def parse(parser: Parser, argv, recipes: dict, model_flags=()) -> argparse.Names
         argv = words(argv)
     given = vars(parser.parse_args([str(word) for word in argv]))
     if "data_dir" in given and has_pictures(given["data_dir"]):
-        given["pictures"] = given["data_dir"].resolve().name  # a setting: not the data set's
+        given["pictures"] = given["data_dir"].resolve().name  # recorded in place of --dataset
     saved = {}
     if SUPPORT:
         from support import flags
@@ -612,12 +612,12 @@ def parse(parser: Parser, argv, recipes: dict, model_flags=()) -> argparse.Names
         recipe = recipe(given)
     names = {"script": parser.prog, "recipe": name}
     args = argparse.Namespace(**{**DEFAULTS, **recipe, **saved, **given, **names})
+    if args.device == "auto":
+        args.device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     if SUPPORT:
         flags.check(parser, args, WORLD)
     else:
         check_alone(parser, args)
-    if args.device == "auto":
-        args.device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     args.device = torch.device(args.device)
     if args.dry_run:
         args.epochs = min(args.epochs, 1)
@@ -631,8 +631,10 @@ def check_alone(parser: Parser, args) -> None:
     needing = [name for name in [*FILES, "compile"] if vars(args).get(name)]
     if WORLD > 1:
         needing.append("nproc-per-node")
-    for name in needing:
-        flag = name.replace("_", "-")
+    if has_pictures(args.data_dir):
+        needing.append("data-dir")
+    if needing:
+        flag = needing[0].replace("_", "-")
         parser.error(f"--{flag} needs the folder support/ beside common.py; copy it too")
 
 

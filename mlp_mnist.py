@@ -69,12 +69,14 @@ def test(model, loader, criterion):
 
 def report(model, loader, criterion, classes):
     """Print the test loss, then the accuracy of each digit and of all, as the tutorial does."""
+    device = next(model.parameters()).device
     test_loss, _ = test(model, loader, criterion)
     print(f"Test Loss: {test_loss:.6f}\n")
     class_correct = [0] * 10
     class_total = [0] * 10
     with torch.no_grad():
         for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
             correct = model(images).argmax(1) == labels
             for label, is_correct in zip(labels.tolist(), correct.tolist()):
                 class_correct[label] += is_correct

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 class Windows(nn.Module):
     """Reads each of P × Q windows row by row, all with the same LSTM.
 
-    Maps `(N, C, H, W)` to its final states `(N, 2 * hidden, P, Q)`.
+    Maps `(N, C, H, W)` to the LSTM's final states `(N, 2 * hidden, P, Q)`.
     """
 
     def __init__(self, channels, hidden_dim, size, stride):
@@ -46,12 +46,12 @@ class RowsAndColumns(nn.Module):
     It reads 24 × 24 pixels; around them MNIST's images are mostly empty. A time step is `lines`
     rows or columns. With `windows` two LSTMs first turn the image into a 3 × 3 map, whose rows and
     columns are then read one at a time. In evaluation the outputs are the mean of the
-    log-probabilities for all of `PLACES`; their softmax is the answer. Raises ValueError for images
-    of another size.
+    log-probabilities for all of `PLACES`; their softmax is the prediction. Raises ValueError for
+    images of another size.
     """
 
     SIDE = 24
-    PLACES = (2, 2), (1, 2), (3, 2), (2, 1), (2, 3)  # the crops' corners; training has the first
+    PLACES = (2, 2), (1, 2), (3, 2), (2, 1), (2, 3)  # the crops' corners; training uses the first
 
     def __init__(self, hidden_dim, n_layer, n_class, lines=2, windows=False):
         super().__init__()
@@ -113,7 +113,7 @@ def distort(images, generator, strength=1.0, scale=0.1, shear=0.2, shift=1.5, wa
 
 @functools.cache
 def fields():
-    """The 28 fields whose sum is a distortion, `(28, 28 * 28)`: x, y, 1, and one of each point.
+    """Fields whose weighted sum is a distortion, `(3 + 25, 28 * 28)`: x, y, 1, one per point.
 
     One matrix product replaces affine_grid and an interpolation per image.
     """
@@ -173,7 +173,7 @@ LENGTHS = {  # from this many epochs on; chosen on held-out training images
     4: dict(optimizer="Muon", lr=0.02, hidden=128, lines=2, distortion=0.6),
     8: dict(optimizer="Muon", lr=0.02, hidden=128, lines=1, windows=True, distortion=0.7),
 }
-# Where not torch's; fewer steps of Newton-Schulz take less time
+# Other than torch's defaults; fewer Newton-Schulz steps take less time
 HYPERPARAMETERS = {"AdamW": {"betas": (0.7, 0.9)}, "Muon": {"ns_steps": 3}}
 MODEL_FLAGS = ("hidden", "layers", "lines", "windows")  # these decide what the model is
 
@@ -188,10 +188,11 @@ def recipe(given):
     length = max(n for n in LENGTHS if n <= epochs)
     settings = {**RECIPE, **LENGTHS[length], "bf16": bf16, "total_epochs": epochs}
     slow = cpu and not bf16  # torch's Muon computes in bfloat16
-    if settings["optimizer"] == "Muon" and (slow or given.get("optimizer", "Muon") != "Muon"):
+    optimizer = given.get("optimizer", "AdamW" if slow else "Muon")
+    if settings["optimizer"] == "Muon" and optimizer != "Muon":
         settings |= {"optimizer": "AdamW", "lr": 0.01}
     if settings["windows"]:
-        settings["parts"] = max(4, common.CORES)  # windows make large batches
+        settings["parts"] = max(4, common.CORES)  # an image is 49 windows: smaller parts
     return settings
 
 
@@ -200,7 +201,7 @@ def flags():
     parser = common.parser(__file__, __doc__, [*common.OPTIMIZERS, "Muon"])
     add = parser.add_argument
     add("--hidden", type=common.between(1, 4096), metavar="N", help="units per layer and direction")
-    add("--layers", type=common.between(1, 100), metavar="N", help="layers of rows' and columns'")
+    add("--layers", type=common.between(1, 100), metavar="N", help="stacked layers (windows: one)")
     add(
         "--lines",
         type=int,
@@ -232,7 +233,7 @@ def main(argv=None):
     parser = flags()
     args = common.parse(parser, argv, {"modern": recipe}, MODEL_FLAGS)
     if args.windows and args.lines != 1:
-        parser.error("--windows, the default from --epochs 8: use --lines 1 or --no-windows")
+        parser.error("--windows (default from --epochs 8) needs --lines 1; or use --no-windows")
     torch.manual_seed(args.seed)
     model = RowsAndColumns(args.hidden, args.layers, 10, args.lines, args.windows).to(args.device)
     if args.predict:

@@ -1,6 +1,7 @@
 """Checkpoints: the training state, the settings and the epochs of a run."""
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from support import log, model_files
 
@@ -106,6 +107,8 @@ def share(run, history: list[dict]) -> list[dict]:
     """Give all of torchrun's processes rank 0's state; returns its history."""
     from support import processes
 
-    state, history = processes.from_rank_0([snapshot(run), history])
+    # On the CPU: every process would unpack rank 0's GPU tensors on rank 0's GPU
+    own = tree_map_only(torch.Tensor, torch.Tensor.cpu, snapshot(run))
+    state, history = processes.from_rank_0([own, history])
     restore(run, state)
     return history

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import stat
+import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -23,12 +25,25 @@ def write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         if target.exists():
             new.chmod(stat.S_IMODE(target.stat().st_mode))
-        os.replace(new, target)
+        replace(new, target)
     except OSError as error:
         reason = f"cannot be written ({error.strerror}); what was there is untouched"
         raise SystemExit(f"{path}: {reason}") from None
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
+
+
+def replace(new: Path, target: Path) -> None:
+    """Rename a file over another; on Windows wait up to 2 s for a virus scanner that reads one."""
+    if sys.platform == "win32":
+        for _ in range(20):
+            try:
+                os.replace(new, target)
+                return
+            except PermissionError:
+                time.sleep(0.1)
+    os.replace(new, target)
 
 
 def beside(target: Path) -> Path:

@@ -72,9 +72,10 @@ def check(parser, args, world: int) -> None:
 
         processes.check_flags(parser, args)
     try:
-        torch.ones(1, device=None if args.device == "auto" else args.device).item()
+        torch.ones(1, device=args.device).item()
     except Exception:  # each kind of device raises its own kind of error
-        parser.error(f"--device {args.device} is not available on this machine; use auto or cpu")
+        remedy = "use another, such as cpu"
+        parser.error(f"--device {args.device} does not work on this machine; {remedy}")
     if args.plot:
         check_drawing()
 

@@ -22,6 +22,11 @@ def keep_freed_memory() -> None:
             mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
 
 
+def is_connected() -> bool:
+    """Whether torchrun's processes are connected. Some builds of torch lack torch.distributed."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def side_by_side(compute, parameters, images, count: int, threads: int) -> torch.Tensor:
     """What `compute` returns for images `(B, 1, 28, 28)`, from `count` parts on so many threads.
 
@@ -33,7 +38,7 @@ def side_by_side(compute, parameters, images, count: int, threads: int) -> torch
     the number of threads.
     """
     share = images
-    if dist.is_initialized():
+    if is_connected():
         from support import processes
 
         share = processes.share(images)
@@ -88,7 +93,7 @@ class SideBySide(torch.autograd.Function):
         ctx.parameters = parameters
         ctx.outputs = each(run, parts)
         outputs = torch.cat([output.detach() for output in ctx.outputs])
-        if dist.is_initialized():
+        if is_connected():
             from support import processes
 
             outputs = processes.gather(outputs, size)
@@ -105,7 +110,7 @@ class SideBySide(torch.autograd.Function):
                 return [None] * len(ctx.parameters)
             return torch.autograd.grad(output, ctx.parameters, gradient, allow_unused=True)
 
-        if dist.is_initialized():
+        if is_connected():
             from support import processes
 
             gradient = processes.share(gradient, torch.zeros_like)
@@ -115,6 +120,6 @@ class SideBySide(torch.autograd.Function):
         for of_parameter in zip(*of_parts):
             used = [each for each in of_parameter if each is not None]
             sums.append(functools.reduce(torch.add, used) if used else None)
-        if dist.is_initialized():
+        if is_connected():
             sums = processes.add(sums)
         return None, None, None, None, None, *sums

@@ -24,7 +24,9 @@ def check_flags(parser, args) -> None:
     for name in ("compile", "predict"):
         if vars(args).get(name):
             parser.error(f"--{name} works in a single process only; omit it under torchrun")
-    if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()):
+    if str(args.device) == "mps":
+        parser.error("--device mps works in a single process only; use cpu under torchrun")
+    if str(args.device) == "cuda":
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     if os.environ["RANK"] != "0":  # the others get rank 0's weights and write nothing
         for name in ("save_model", "load_model", "checkpoint", "log", "plot"):

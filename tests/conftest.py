@@ -27,6 +27,16 @@ os.environ[VISIBLE] = ""  # the others expect the CPU's digits, wherever they ru
 torch.set_num_threads(1)  # the data are small, and several processes share the cores
 
 
+def hide_apples_gpu() -> None:
+    """No environment variable does; and a forked process cannot use it."""
+    if sys.platform == "darwin":
+        torch.accelerator.is_available = lambda: False
+        torch.accelerator.current_accelerator = lambda check_available: None
+
+
+hide_apples_gpu()
+
+
 def snippet(word: str, page: str = "README.md") -> str:
     """The page's Python block that contains the word."""
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -105,6 +115,7 @@ class Fork:
         sys.stdout = os.fdopen(1, "w", encoding=env.get("PYTHONIOENCODING", "utf-8"))
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace")
         torch.set_num_threads(1)
+        hide_apples_gpu()
         os.chdir(cwd)
         os.environ.update(env)  # too late for what torch reads when it is imported
         if "WORLD_SIZE" in env or ROOT not in Path(arguments[0]).parents:
@@ -120,6 +131,12 @@ class Fork:
     def returncode(self):
         return self.process.exitcode
 
+    def poll(self):
+        return self.returncode
+
+    def kill(self):
+        self.process.kill()
+
     def wait(self):
         self.process.join()
         return self.returncode
@@ -129,6 +146,31 @@ class Fork:
         with self.one_at_a_time:
             self.process.join()
         return out, err
+
+
+class Started(subprocess.Popen):
+    """The same as a process of its own, where there is no fork, as on Windows."""
+
+    def __init__(self, *command, cwd=None, env=None):
+        words = [sys.executable, ROOT / command[0], *map(str, command[1:])]
+        env = {**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})}
+        pipe = subprocess.PIPE
+        super().__init__(words, cwd=cwd, env=env, stdout=pipe, stderr=pipe, encoding="utf-8")
+
+
+if not hasattr(os, "fork"):
+    Fork = Started
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+
+
+def link(path: Path, target: Path) -> None:
+    """A symbolic link; skips the test if this user may not make one, as on Windows."""
+    try:
+        path.symlink_to(target)
+    except OSError:
+        pytest.skip("this user may make no links")
 
 
 def call(*command, **options) -> subprocess.CompletedProcess:

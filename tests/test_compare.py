@@ -13,7 +13,7 @@ import common
 
 import numpy as np
 import pytest
-from conftest import ROOT, Fork, call, refused
+from conftest import ROOT, Fork, call, posix, refused
 from scipy import stats
 
 import compare
@@ -341,6 +341,7 @@ def test_a_second_comparison_on_a_log_is_refused(quick, capsys):
     assert line == "l.jsonl: another run is using it; wait for it, or name another\n"
 
 
+@posix
 def test_ctrl_c_ends_the_runs_and_the_same_command_resumes(quick, capsys):
     """With the table of what is there; slow.py needs to be started twice."""
     first, second = (json.dumps(record) + "\n" for record in runs({1: [0.1, 0.2]}, lr=0.2)[0])
@@ -355,7 +356,7 @@ time.sleep(0 if resumes else 1000)
     Path("slow.py").write_text(text)
     parent = Fork("compare.py", "slow.py", *quick, "--jobs", 2)
     while not (log.read(Path("l.jsonl")) and list(Path().glob("pid *"))):
-        assert parent.process.is_alive()
+        assert parent.poll() is None
         time.sleep(0.01)
     os.kill(parent.pid, signal.SIGINT)
     out, err = parent.communicate()
@@ -370,6 +371,7 @@ time.sleep(0 if resumes else 1000)
 
 
 @pytest.mark.slow
+@posix
 def test_after_kill_9_the_same_command_waits_for_the_run_that_goes_on(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = f"mlp_mnist.py --data-dir {small} --epochs 9"
@@ -377,7 +379,7 @@ def test_after_kill_9_the_same_command_waits_for_the_run_that_goes_on(small, tmp
     parent = Fork("compare.py", *argv)
     _, kept = compare.kept(command, 1, Path("l.jsonl"))
     while not log.read(kept):
-        assert parent.process.is_alive()
+        assert parent.poll() is None
         time.sleep(0.01)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()

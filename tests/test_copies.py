@@ -53,6 +53,14 @@ def test_a_flag_that_needs_support_says_so(flags, monkeypatch, capsys):
     assert status == 2
 
 
+def test_pictures_need_support_too(tmp_path, monkeypatch, capsys):
+    """MNIST was downloaded beside them, and trained on."""
+    monkeypatch.setattr(common, "SUPPORT", False)
+    (tmp_path / "train").mkdir()
+    status, line = refused(mlp_mnist.main, ["--data-dir", tmp_path], capsys)
+    assert (status, "--data-dir needs the folder support/" in line) == (2, True)
+
+
 @pytest.mark.parametrize("argv", ["--epochs 1", ["--epochs", 1], None])
 def test_main_without_support_takes_a_notebooks_flags(argv, tiny, monkeypatch, capsys):
     """As one string, as a list with numbers, or none: a kernel has flags of its own."""
@@ -74,12 +82,12 @@ def pasted(script, *names):
     return [namespace[name] for name in names]
 
 
-def alone(model, optimizer):
+def alone(optimizer):
     """What most scripts' train needs besides: nothing."""
     return []
 
 
-def todays(model, optimizer):
+def todays(optimizer):
     """What modern_mnist.py's train needs besides."""
     return [LambdaLR(optimizer, lambda step: 1.0)]
 
@@ -109,7 +117,7 @@ def test_a_pasted_model_and_loop_train_with_torch_alone(script, name, sizes, bes
     def progress(total, correct, count):
         counts.append(count)
 
-    needed = [criterion, optimizer, *besides(model, optimizer)]
+    needed = [criterion, optimizer, *besides(optimizer)]
     first, _ = train(model, loader, *needed, progress)
     second, accuracy = train(model, loader, *needed)
     assert second < first

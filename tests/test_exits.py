@@ -5,11 +5,12 @@ import signal
 
 import pytest
 import torch
-from conftest import Fork, call
+from conftest import Fork, call, link, posix
 
 import mlp_mnist
 
 
+@posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_in_one_line_and_the_same_command_resumes(number, tiny, tmp_path, capsys):
     kept, log = tmp_path / "c.pt", tmp_path / "log.jsonl"
@@ -28,6 +29,7 @@ def test_a_signal_ends_in_one_line_and_the_same_command_resumes(number, tiny, tm
     assert len(log.read_text().splitlines()) == done + 1
 
 
+@posix
 def test_a_reader_that_has_gone_ends_it_without_a_word(tiny, tmp_path):
     """As in `| head -1`."""
     kept = tmp_path / "c.pt"
@@ -49,7 +51,7 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(tiny, tmp_path):
 )
 def test_letters_that_a_pipe_lacks_are_their_codes(flags, shown, tiny, tmp_path):
     """A pipe on Windows, or in the locale C, once ended `--help` in a UnicodeEncodeError."""
-    (tmp_path / "Zähler").symlink_to(tiny)
+    link(tmp_path / "Zähler", tiny)
     end = call("mlp_mnist.py", *flags, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert (end.returncode, end.stderr) == (0, "")
     assert shown in end.stdout

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import ROOT, TUTORIALS, call, refused, train
+from conftest import ROOT, TUTORIALS, call, link, refused, train
 from torch import nn
 
 import lstm_mnist
@@ -51,7 +51,7 @@ def test_a_file_brings_its_settings_and_refuses_others(flag, name, tiny, tmp_pat
 
 def test_the_data_set_of_a_file_is_the_default_and_can_be_changed(tiny, tmp_path, capsys):
     file = tmp_path / "m.pth"
-    (tmp_path / "FashionMNIST").symlink_to(tiny / "MNIST")
+    link(tmp_path / "FashionMNIST", tiny / "MNIST")
     train("mlp", tmp_path, "--dataset", "fashion-mnist", "--epochs", 1, "--save-model", file)
     predict = ["--load-model", str(file), "--predict", str(SEVEN)]
     _, line = refused(mlp_mnist.main, [*predict, "--dataset", "mnist"], capsys)

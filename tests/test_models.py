@@ -74,7 +74,7 @@ class Elsewhere:
 
 @pytest.mark.parametrize(
     ("script", "more"),
-    [(mlp_mnist, []), (lstm_mnist, []), (modern_mnist, [Mock(), Mock()])],
+    [(mlp_mnist, []), (lstm_mnist, []), (modern_mnist, [Mock()])],
 )
 def test_batches_are_brought_to_the_models_device(script, more):
     model, criterion = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), nn.CrossEntropyLoss()
@@ -84,3 +84,10 @@ def test_batches_are_brought_to_the_models_device(script, more):
     assert script.test(model, loader, criterion)[0] == expected
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     assert script.train(model, loader, criterion, optimizer, *more)[0] == expected
+
+
+def test_the_report_brings_its_batches_there_too(capsys):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    loader = [(Elsewhere(torch.rand(6, 1, 28, 28)), Elsewhere(torch.randint(10, (6,))))]
+    mlp_mnist.report(model, loader, nn.CrossEntropyLoss(), range(10))
+    assert "/6)" in capsys.readouterr().out

@@ -186,6 +186,12 @@ def test_a_cpu_without_bfloat16_is_spared_muon(monkeypatch):
     assert modern_mnist.recipe({"epochs": 8, "device": "cuda"})["optimizer"] == "Muon"
 
 
+def test_muon_where_it_is_asked_for_has_its_own_rate(monkeypatch):
+    """Without bfloat16 it got AdamW's."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert modern_mnist.recipe({"device": "cpu", "optimizer": "Muon"})["lr"] == 0.02
+
+
 def test_another_optimizer_does_not_get_muons_rate(monkeypatch):
     """`--optimizer AdamW` trained with 0.02, twice its own."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)

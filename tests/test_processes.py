@@ -4,12 +4,16 @@ import json
 import os
 import signal
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, Fork
+
+if sys.platform != "linux":
+    pytest.skip("torchrun is tested on Linux", allow_module_level=True)
 
 MODERN = ["--no-bf16", "--lr", "0.0003"]
 LAST_HIDDEN = ["lstm_mnist.py", "--recipe", "last-hidden"]
@@ -107,7 +111,7 @@ with processes.group(SimpleNamespace(args=args)):
     pass
 """
 TOUCH = """
-torch.cuda.is_available = lambda: True
+torch.accelerator.current_accelerator = lambda check_available: torch.device("cuda")
 torch.ones = lambda _, device: sys.exit(f"touched {device}")
 mlp_mnist.main()
 """
@@ -165,7 +169,7 @@ def test_processes_that_differ_are_refused(flags, name, tiny, small):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("flags", [["--compile"], ["--device", "cuda:1"]])
+@pytest.mark.parametrize("flags", [["--compile"], ["--device", "cuda:1"], ["--device", "mps"]])
 def test_flags_for_a_single_process_are_refused(flags):
     process = Fork("mlp_mnist.py", *flags, env=place(0, 2))
     out, err = process.communicate()

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import stat
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +19,14 @@ import common
 
 import pytest
 import torch
-from conftest import Fork, call, refused, train
+from conftest import Fork, call, link, refused, train
 from torch import nn
 from torchvision import datasets
 
 import lstm_mnist
 import mlp_mnist
 from support import checkpoints, log
+from support.files import replace
 
 
 def assert_same(a, b):
@@ -288,8 +290,8 @@ def test_kill_9_at_any_time_loses_nothing_and_a_second_run_is_refused(
         time.sleep(dice.random() / 10)
         if k % 2:
             while parts_in(tmp_path) == before:
-                assert process.process.is_alive()
-        process.process.kill()
+                assert process.poll() is None
+        process.kill()
         process.wait()
     assert parts_in(tmp_path) != []
     goal = len(torch.load(kept)["history"]) + 1
@@ -337,18 +339,36 @@ def test_a_disk_that_fills_up_while_training_leaves_what_was_there(flag, tiny, t
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_on_windows_a_rename_waits_for_a_virus_scanner(tmp_path, monkeypatch):
+    """It holds a new file for a moment, in which a rename is refused."""
+    new, target = tmp_path / "new", tmp_path / "target"
+    new.write_text("new")
+    target.write_text("old")
+    rename, refusals = os.replace, [PermissionError(), PermissionError()]
+
+    def scanned(*paths):
+        if refusals:
+            raise refusals.pop()
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", scanned)
+    monkeypatch.setattr(sys, "platform", "win32")
+    replace(new, target)
+    assert target.read_text() == "new"
+
+
 @pytest.mark.parametrize("flag", ["--save-model", "--checkpoint", "--log"])
 def test_a_link_is_written_through_and_a_mode_kept(flag, tiny, tmp_path):
-    target, link = tmp_path / "disk" / "x", tmp_path / "x"
-    link.symlink_to(target)
-    train("mlp", tiny, "--epochs", 1, flag, link)
+    target, file = tmp_path / "disk" / "x", tmp_path / "x"
+    link(file, target)
+    train("mlp", tiny, "--epochs", 1, flag, file)
     usual = tmp_path / "usual"
     usual.touch()
     assert target.stat().st_mode == usual.stat().st_mode
     target.chmod(0o600)
     before = target.read_bytes()
-    train("mlp", tiny, "--epochs", 2, flag, link)
-    assert link.is_symlink()
+    train("mlp", tiny, "--epochs", 2, flag, file)
+    assert file.is_symlink()
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert target.read_bytes() != before
     assert os.listdir(target.parent) == ["x"]
