@@ -15,7 +15,7 @@ from torch import nn
 class BatchFirst(nn.Module):
     """Rows as time steps, the last step of the output: `(N, 1, 28, 28)` to `(N, 10)`.
 
-    Of `batch-first` and `sgd`.
+    Used by `batch-first` and `sgd`.
     """
 
     def __init__(self, in_dim, hidden_dim, n_layer, n_class, cell=nn.LSTM):
@@ -33,7 +33,7 @@ class BatchFirst(nn.Module):
 class LastHidden(nn.Module):
     """Rows as time steps, the last layer's final hidden state: `(N, 1, 28, 28)` to `(N, 10)`.
 
-    Of `last-hidden`.
+    Used by `last-hidden`.
     """
 
     def __init__(self, in_dim, hidden_dim, n_layer, n_class, cell=nn.LSTM):
@@ -43,15 +43,17 @@ class LastHidden(nn.Module):
 
     def forward(self, x):
         x = x.squeeze(1)  # (N, 28, 28): rows are time steps
-        output, h_n = self.rnn(x)  # output (N, 28, hidden)
-        if isinstance(h_n, tuple):  # an LSTM returns (h_n, c_n)
-            h_n, c_n = h_n
+        output, state = self.rnn(x)  # output (N, 28, hidden)
+        h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's state is (h_n, c_n)
         # h_n is (layers, N, hidden), batch first or not; h_n[-1] equals output[:, -1, :]
         return self.out(h_n[-1])
 
 
 class TimeMajor(nn.Module):
-    """Columns as time steps, left to right: `(N, 1, 28, 28)` to `(N, 10)`. Of `time-major`."""
+    """Columns as time steps, left to right: `(N, 1, 28, 28)` to `(N, 10)`.
+
+    Used by `time-major`.
+    """
 
     def __init__(self, in_dim, hidden_dim, n_layer, n_class, cell=nn.LSTM):
         super().__init__()
@@ -70,7 +72,7 @@ class EquationsLSTM(nn.LSTM):
     """`nn.LSTM` with its forward pass written out from the gates' equations.
 
     Hochreiter & Schmidhuber 1997, Gers 2000. Parameters, arguments and results are those of
-    `nn.LSTM`, for one direction, with biases, without dropout.
+    `nn.LSTM`, for batches, one direction, with biases, without dropout.
     """
 
     def forward(self, x, state=None):
@@ -84,8 +86,8 @@ class EquationsLSTM(nn.LSTM):
             U, W, b_ih, b_hh = weights  # the tutorial's letters: U is weight_ih, W is weight_hh
             output = []
             for x_t in x:
-                # PyTorch has two biases per gate and stacks the gates as i, f, g, o; the tutorial
-                # calls g a
+                # PyTorch has two biases per gate and stacks the gates as i, f, g, o; its g is the
+                # tutorial's a
                 i, f, a, o = (x_t @ U.T + b_ih + h @ W.T + b_hh).chunk(4, dim=1)
                 i, f, a, o = i.sigmoid(), f.sigmoid(), a.tanh(), o.sigmoid()
                 c = c * f + i * a
