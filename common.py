@@ -78,8 +78,8 @@ class Loader:
 
     `images` are `(N, 28, 28)` uint8, `labels` `(N,)` int64. With a generator each pass is in a new
     random order; the last batch may be short. Values are those of `ToTensor()`, then of
-    `Normalize([0.5], [0.5])` if `normalize`. `transform(images, generator)` returns float images
-    in place of hundreds of them.
+    `Normalize([0.5], [0.5])` if `normalize`. `transform(images, generator)` returns the changed
+    float images, for hundreds at once.
     """
 
     def __init__(self, images, labels, batch_size, generator=None, normalize=False, transform=None):
@@ -164,7 +164,7 @@ def loaders(args) -> tuple[Loader, Loader]:
 
 
 def optimizer(args, model: nn.Module, **hyperparameters) -> torch.optim.Optimizer:
-    """The optimizer that the flags name; torch's hyperparameters but for --lr and those given."""
+    """The optimizer that the flags name; torch's defaults but for --lr and what is given."""
     kind = getattr(torch.optim, args.optimizer)
     faster = OPTIMIZERS.get(args.optimizer, {})
     return kind(model.parameters(), lr=args.lr, **faster, **hyperparameters)
@@ -225,7 +225,7 @@ class Parallel(nn.Module):
 
     def stays_whole(self, images) -> bool:
         """Whether parts would change what this batch gives; says once why."""
-        # Threads would not see the caller's autocast
+        # Parts give images no gradient; their threads would not see the caller's autocast
         if images.requires_grad or torch.is_autocast_enabled("cpu"):
             return True
         reason = "it has hooks, or another forward" if has_hooks(self.model) else self.tried(images)
@@ -489,7 +489,7 @@ class Run:
 
 
 def settings(args) -> dict:
-    """What tells runs apart, as files keep it: numbers, strings and booleans alone."""
+    """What tells runs apart, as files keep it: numbers, strings and booleans only."""
     kept = {"device": str(args.device), "processes": WORLD}
     for name, value in vars(args).items():
         if isinstance(value, (int, float, str)) and name not in ("epochs", "log_interval"):

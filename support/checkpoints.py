@@ -107,7 +107,7 @@ def share(run, history: list[dict]) -> list[dict]:
     """Give all of torchrun's processes rank 0's state; returns its history."""
     from support import processes
 
-    # On the CPU: every process would unpack rank 0's GPU tensors on rank 0's GPU
+    # On the CPU; a GPU's tensors would be unpacked on rank 0's GPU by every process
     own = tree_map_only(torch.Tensor, torch.Tensor.cpu, snapshot(run))
     state, history = processes.from_rank_0([own, history])
     restore(run, state)
