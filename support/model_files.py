@@ -74,13 +74,13 @@ def read_model(path: Path) -> tuple[dict, dict]:
                 settings = decoded(file.read(SETTINGS))
     if not isinstance(settings, dict):
         raise SystemExit(f"{path}: its settings are damaged; {REMEDY}")
-    found = {"": saved} if is_state_dict(saved) else {}
+    found = [saved] if is_state_dict(saved) else []
     if not found and isinstance(saved, dict):
-        found = {name: entry for name, entry in saved.items() if is_state_dict(entry)}
+        found = [entry for entry in saved.values() if is_state_dict(entry)]
     if len(found) != 1:
         raise SystemExit(f"{path}: has {len(found)} state_dicts; {REMEDY}")
-    (state,) = found.values()
-    return state, settings
+    found[0].pop("n_averaged", None)  # the counter of torch's AveragedModel
+    return found[0], settings
 
 
 def decoded(text: bytes):

@@ -126,6 +126,7 @@ FORMS = {
     "DataParallel": prefixed("module."),
     "torch.compile": prefixed("_orig_mod."),
     "both": prefixed("_orig_mod.", "module."),
+    "AveragedModel": lambda state: {"n_averaged": torch.tensor(3), **FORMS["DataParallel"](state)},
     "float16": of_type(torch.float16),
     "float64": of_type(torch.float64),
 }
